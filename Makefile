@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test lint golden clean
+
+demo: .venv/installed  ## handwritten digits through every stage: about two minutes after the install
+	$(BIN)/simclr run configs/digits.yaml
+
+test: .venv/installed-dev  ## all tests: nothing skipped, no accelerator, no network
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: .venv/installed-dev  ## style, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+golden: .venv/installed-dev  ## write tests/golden.json anew, after a stage version was raised
+	$(BIN)/python tests/golden.py
+
+clean:  ## everything that can be made again; artifacts/ and data/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(INSTALL) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,120 @@
+"""Checkpoints of a training loop: tensors as safetensors, the rest as JSON, both hashed; never pickle.
+
+A state is a tree of dicts, lists, numbers, texts and tensors, as `state_dict()` gives it.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import NotFinite, NoUsableCheckpoint
+from pipeline.manifest import FILES, canonical_json, check, commit_folder, seal
+
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read back."""
+
+    step: int
+    state: Any
+    damaged: list[str]
+    """Newer ones that could not be used and were set aside, with the reason."""
+
+
+def save(folder: Path, step: int, state: Any) -> Path:
+    """Write a checkpoint and, once it has been read back, delete all but the newest two.
+
+    Args:
+        folder: where the checkpoints of this step of the recipe lie.
+        step: steps of the training loop that are done.
+
+    Raises:
+        NotFinite: a tensor holds NaN or infinity; nothing is written.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, "", tensors)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(f"step {step}: {name} holds NaN or infinity; no checkpoint is written")
+    place = folder / f"step-{step:09d}"
+    private = folder / f".step-{step:09d}.tmp"
+    shutil.rmtree(private, ignore_errors=True)
+    (private / FILES).mkdir(parents=True)
+    save_file(tensors, private / FILES / "state.safetensors")
+    (private / FILES / "state.json").write_bytes(canonical_json({"format": 1, "step": step, "state": tree}))
+    seal(private)
+    if not commit_folder(private, place):
+        shutil.rmtree(private)
+    if not check(place):
+        for old in _all(folder)[:-KEPT]:
+            shutil.rmtree(old)
+    return place
+
+
+def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
+    """Read the newest checkpoint whose every byte is as written; None if there never was one.
+
+    Damaged ones are moved to `quarantine`.
+
+    Raises:
+        NoUsableCheckpoint: there are checkpoints, and none can be read.
+    """
+    damaged = []
+    for place in reversed(_all(folder)):
+        problems = check(place)
+        if not problems:
+            data = json.loads((place / FILES / "state.json").read_bytes())
+            tensors = load_file(place / FILES / "state.safetensors")
+            return Checkpoint(data["step"], _unpack(data["state"], tensors), damaged)
+        damaged.append(f"{place.name}: {problems[0].path} {problems[0].problem}")
+        quarantine.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(quarantine / place.name, ignore_errors=True)
+        place.rename(quarantine / place.name)
+    if damaged or (quarantine.is_dir() and any(quarantine.iterdir())):
+        raise NoUsableCheckpoint(
+            f"no usable checkpoint in {folder} ({'; '.join(damaged) or 'all were set aside before'}); "
+            f"damaged ones lie in {quarantine}; --fresh starts again from step 0"
+        )
+    return None
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint by its name, without reading it."""
+    places = _all(folder)
+    return int(places[-1].name.removeprefix("step-")) if places else None
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Replace tensors by their names; dicts become lists of pairs, so that integer keys stay integers."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name}: a checkpoint holds tensors, numbers and texts, not {type(value).__name__}")
+
+
+def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensors[tree["tensor"]]
+    if "dict" in tree:
+        return {key: _unpack(item, tensors) for key, item in tree["dict"]}
+    return [_unpack(item, tensors) for item in tree["list"]]

@@ -1,0 +1,309 @@
+"""The command line: `simclr COMMAND`. Results go to stdout, progress and errors to stderr."""
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import display, runner
+from pipeline.comparison import compare
+from pipeline.errors import DamagedArtifact, Interrupted, UsageError
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.schema import recipe_schema
+from pipeline.store import Record, Store, Version
+from stages.settings import STAGES
+
+STALE = 3
+
+app = typer.Typer(
+    name="simclr",
+    help="From a folder of images to an encoder you can trust, and a report that says how good it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+Steps = Annotated[list[str] | None, typer.Argument(metavar="[STEP]...", help="These steps and what they need.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="STEP.FIELD=VALUE", help="Overrides; repeatable.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's own.")]
+StorePath = Annotated[
+    Path | None, typer.Option("--store", metavar="DIR", help="Default: $SIMCLR_STORE or ./artifacts.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="[recipe/]step[@vN|latest|alias], or 8 digits of a digest.")
+]
+
+
+def _recipe(path: str, overrides: Sequence[str] | None, seed: int | None) -> Recipe:
+    return load_recipe(find_recipe(path), STAGES, overrides or (), seed)
+
+
+def find_recipe(path: str) -> Path:
+    """The file at `path`, or the shipped recipe of that name (`digits`, `digits.yaml`, `configs/digits.yaml`)."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    package = Path(__file__).resolve().parent
+    # In a wheel the recipes lie inside the package; in a checkout, beside it.
+    shipped = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    name = given.name if given.suffix else f"{given.name}.yaml"
+    if len(given.parts) == 1 or given.parts[:-1] == ("configs",):
+        candidate = shipped / name
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(one.stem for one in shipped.glob("*.yaml")))
+    raise UsageError(f"{path}: no such recipe; shipped are {known}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command(epilog="Example: simclr run configs/digits.yaml --set simclr.epochs=40")
+def run(
+    recipe: RecipePath,
+    steps: Steps = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, why, and what it needs.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard checkpoints of steps that run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rerun the steps even if they are up to date.")] = False,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a recipe up to date: run what is new or changed, resume what was interrupted, reuse the rest."""
+    checked, opened = _recipe(recipe, overrides, seed), Store(store)
+    if dry_run:
+        planned = runner.plan(opened, checked, steps or (), fresh=fresh, force=force)
+        estimates = runner.estimate(opened, planned)
+        if as_json:
+            _print_json([_planned_json(one) | asdict(estimates[one.step.name]) for one in planned])
+        else:
+            display.dry_run(planned, estimates)
+        return
+    finished = runner.run(opened, checked, steps or (), fresh=fresh, force=force, announce=display.announce)
+    if as_json:
+        _print_json([_finished_json(opened, one) for one in finished])
+    else:
+        display.results(opened, checked, finished)
+
+
+def _planned_json(planned: runner.Planned) -> dict[str, Any]:
+    record = planned.record
+    return {
+        "step": planned.step.name,
+        "stage": planned.step.stage.name,
+        "state": planned.state,
+        "why": planned.why,
+        "key": planned.key,
+        "digest": record.digest if record else None,
+    }
+
+
+def _finished_json(store: Store, finished: runner.Finished) -> dict[str, Any]:
+    record, version = finished.record, finished.version
+    return _planned_json(finished.planned) | {
+        "ran": finished.ran,
+        "digest": record.digest,
+        "version": version.reference,
+        "files": str(store.files(record.stage, record.digest)),
+        "counts": record.counts,
+    }
+
+
+app.command("resume", hidden=True, help="An alias of run: a run resumes by itself.")(run)
+
+
+@app.command(epilog="Example: simclr status configs/digits.yaml --why")
+def status(
+    recipe: RecipePath,
+    steps: Steps = None,
+    why: Annotated[bool, typer.Option("--why", help="Say for each step what changed.")] = False,
+    overrides: Set = None,
+    seed: Seed = None,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is up to date and what is not (exit 3). Trusts the last look at foreign files, and says how old it is."""
+    checked, opened = _recipe(recipe, overrides, seed), Store(store)
+    planned = runner.plan(opened, checked, steps or (), look=False)
+    ages = runner.looks(opened, planned)
+    if as_json:
+        _print_json([_planned_json(one) | {"source_looked_at": ages.get(one.step.name)} for one in planned])
+    else:
+        display.status(opened, checked, planned, ages, why=why)
+    if any(one.state != "up to date" for one in planned):
+        raise typer.Exit(STALE)
+
+
+@app.command("ls", epilog="Example: simclr ls")
+def list_artifacts(store: StorePath = None, as_json: AsJson = False) -> None:
+    """Every step of every recipe in the store, with its versions."""
+    opened = Store(store)
+    rows = [version for recipe, step in opened.names() for version in opened.versions(recipe, step)]
+    if as_json:
+        _print_json([_version_json(opened, version) for version in rows])
+    else:
+        display.versions(opened, rows)
+
+
+def _version_json(store: Store, version: Version) -> dict[str, Any]:
+    record = store.record(version.stage, version.key, version.digest)
+    return {
+        "reference": version.reference,
+        "labels": store.labels(version),
+        "stage": version.stage,
+        "digest": version.digest,
+        "seed": record.seed,
+        "size_bytes": record.size_bytes,
+        "seconds": record.seconds,
+        "created_at": version.created_at,
+        "counts": record.counts,
+    }
+
+
+def _resolve(store: Path | None, reference: str) -> tuple[Store, Version, Record]:
+    opened = Store(store)
+    version = opened.resolve(reference)
+    return opened, version, opened.record(version.stage, version.key, version.digest)
+
+
+@app.command(epilog="Example: simclr show digits/probe@latest")
+def show(reference: Reference, store: StorePath = None, as_json: AsJson = False) -> None:
+    """What an artifact holds and what made it: files, settings, inputs, seed, code, environment, attempts, figures."""
+    opened, version, record = _resolve(store, reference)
+    timing = opened.timing(record.stage, record.key, record.digest)
+    rates = [json.loads(line) for line in timing.read_text().splitlines()] if timing.is_file() else []
+    files = opened.files(record.stage, record.digest)
+    metrics = files / "metrics.json"
+    facts = {"reference": version.reference, "labels": opened.labels(version), "files": str(files), **asdict(record)}
+    facts["metrics"] = json.loads(metrics.read_bytes()) if metrics.is_file() else None
+    if as_json:
+        _print_json(facts | {"timing": rates})
+    else:
+        display.artifact(facts, files, rates)
+
+
+@app.command(epilog="Example: simclr log probe@latest")
+def log(reference: Reference, store: StorePath = None, as_json: AsJson = False) -> None:
+    """The way from the source to an artifact: everything it was made of, with digests."""
+    opened, _, record = _resolve(store, reference)
+    lineage = opened.ancestors(record)
+    if as_json:
+        _print_json([asdict(one) for one in lineage])
+    else:
+        display.lineage(opened, lineage)
+
+
+@app.command(epilog="Example: simclr diff probe@v1 probe@v2")
+def diff(
+    first: Annotated[str, typer.Argument(metavar="REF")],
+    second: Annotated[str, typer.Argument(metavar="REF")],
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """What differs between two artifacts: settings and figures, of themselves and of what they were made of."""
+    opened, _, old = _resolve(store, first)
+    _, _, new = _resolve(store, second)
+    changes = compare(opened, old, new)
+    if as_json:
+        _print_json(changes)
+    else:
+        display.changes(changes)
+
+
+@app.command(epilog="Example: simclr tag digits/simclr@v3 best")
+def tag(
+    reference: Reference,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS")],
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a version a name of your own."""
+    opened, version, _ = _resolve(store, reference)
+    opened.tag(version, alias)
+    if as_json:
+        _print_json({"reference": version.reference, "alias": alias})
+    else:
+        print(f"{version.recipe}/{version.step}@{alias} -> {version.label}")
+
+
+@app.command(epilog="Example: simclr verify digits/simclr")
+def verify(
+    reference: Annotated[str | None, typer.Argument(metavar="[REF]")] = None,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of one artifact, or of all, and hold it against its manifest (exit 4 if one is damaged)."""
+    opened = Store(store)
+    if reference is not None:
+        chosen = [opened.resolve(reference)]
+    else:
+        chosen = [version for names in opened.names() for version in opened.versions(*names)]
+    problems = {
+        version.reference: [asdict(problem) for problem in opened.verify(version.stage, version.digest)]
+        for version in chosen
+    }
+    if as_json:
+        _print_json(problems)
+    else:
+        display.verified(problems)
+    if any(problems.values()):
+        raise typer.Exit(DamagedArtifact.exit_code)
+
+
+@app.command(epilog="Example: simclr schema --out recipe.schema.json")
+def schema(
+    out: Annotated[Path | None, typer.Option(help="A file, instead of stdout.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As without: a schema is JSON.")] = False,
+) -> None:
+    """The JSON schema of recipes, for editors to complete and check them."""
+    text = json.dumps(recipe_schema(STAGES), indent=2)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")
+        print(f"{out}: written; in a recipe's first line: # yaml-language-server: $schema={out}")
+
+
+def main() -> None:
+    """Entry point: an error is one line on stderr and an exit code, see pipeline/errors.py."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; returns its exit code, with errors told on stderr."""
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except Interrupted as interruption:
+        return _fail("interrupted; the same command resumes", interruption.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command resumes", 130)
+    except (typer.Exit, typer.Abort) as end:
+        return getattr(end, "exit_code", 1)
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"the disk is full: {error.filename or ''}; free some and give the same command again", 7)
+        raise
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise  # a fault of ours: the traceback is what we need to mend it, and Python exits with 1
+        parser_message = getattr(error, "format_message", None)  # of the command line's own parser
+        return _fail(parser_message() if parser_message else str(error), code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"simclr: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,196 @@
+"""What commands print: results as tables on stdout, the state of steps on stderr."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.recipe import Recipe
+from pipeline.runner import Finished, Planned
+from pipeline.settings import Estimate
+from pipeline.store import Record, Store, Version
+
+STYLES = {"up to date": "green", "resume": "cyan", "run": "yellow", "waits": "dim"}
+
+
+def announce(planned: Planned) -> None:
+    """One line before a step runs or is passed over."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    why = f" ({escape(planned.why)})" if planned.why else ""
+    console.print(
+        f"[bold]{planned.step.name}[/bold] [{STYLES[planned.state]}]{planned.state}[/{STYLES[planned.state]}]{why}"
+    )
+
+
+def results(store: Store, recipe: Recipe, finished: Sequence[Finished]) -> None:
+    """What the recipe is for: tables that its last steps wrote, and where their pages lie."""
+    sinks = {step.name for step in recipe.sinks()}
+    for one in finished:
+        if one.planned.step.name not in sinks:
+            continue
+        files = store.files(one.record.stage, one.record.digest)
+        for path in sorted(files.glob("*.json")):
+            content = json.loads(path.read_bytes())
+            if isinstance(content, dict) and "table" in content:
+                _print_table(content["table"]["columns"], content["table"]["rows"])
+        pages = sorted(files.glob("*.html"))
+        for path in pages or [files]:
+            print(f"{one.version.reference}  {path}")
+
+
+def dry_run(planned: Sequence[Planned], estimates: Mapping[str, Estimate]) -> None:
+    """What would run, why, and what it needs."""
+    rows = []
+    for one in planned:
+        need = estimates[one.step.name]
+        idle = one.record is not None
+        sizes = ["", ""] if idle else [_size(need.disk_bytes), _size(need.memory_bytes)]
+        rows.append([one.step.name, one.state, one.why, *sizes])
+    _print_table(["step", "state", "why", "disk, about", "memory, about"], rows)
+    disk = sum(one.disk_bytes for one in estimates.values())
+    memory = max((one.memory_bytes for one in estimates.values()), default=0)
+    print(f"needs about {_size(disk)} of disk and {_size(memory)} of memory; nothing was run")
+
+
+def status(store: Store, recipe: Recipe, planned: Sequence[Planned], ages: Mapping[str, float], *, why: bool) -> None:
+    """The state of each step, its version, and on request what changed."""
+    rows = []
+    for one in planned:
+        version = store.latest(recipe.name, one.step.name)
+        reason = [one.why] if why else []
+        rows.append([one.step.name, one.step.stage.name, one.state, version.label if version else "", *reason])
+    _print_table(["step", "stage", "state", "version", *(["why"] if why else [])], rows)
+    for step, looked_at in ages.items():
+        print(f"{step}: its source was last looked at {_age(looked_at)} ago; `simclr run` looks again")
+
+
+def versions(store: Store, rows: Sequence[Version]) -> None:
+    """Every version in the store."""
+    lines = []
+    for version in rows:
+        record = store.record(version.stage, version.key, version.digest)
+        labels, age = ", ".join(store.labels(version)), f"{_age(version.created_at)} ago"
+        lines.append([version.reference, labels, version.stage, version.digest[:8], _size(record.size_bytes), age])
+    _print_table(["reference", "labels", "stage", "digest", "size", "made"], lines)
+
+
+def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str, Any]]) -> None:
+    """What an artifact holds and what made it."""
+    console = _console()
+    console.print(f"[bold]{escape(facts['reference'])}[/bold] ({', '.join(facts['labels']) or 'no label'})")
+    code, environment = facts["code"], facts["environment"]
+    source = code.get("source_sha256", "")[:12]
+    rows = {
+        "stage": f"{facts['stage']}, version {facts['stage_version']}",
+        "digest": facts["digest"],
+        "key": facts["key"],
+        "seed": "does not matter" if facts["seed"] is None else facts["seed"],
+        "inputs": json.dumps(facts["inputs"]),
+        "settings": json.dumps(facts["settings"]),
+        "counts": json.dumps(facts["counts"]),
+        "attempts": f"{len(facts['attempts'])}: " + "; ".join(_attempt(one) for one in facts["attempts"]),
+        "seconds": facts["seconds"],
+        "code": f"commit {code.get('commit')}, changed: {code.get('dirty')}, source {source}",
+        "environment": json.dumps(environment),
+        "files": f"{facts['files']} ({_size(facts['size_bytes'])})",
+    }
+    if timing:
+        rates = [one["images_per_second"] for one in timing if "images_per_second" in one]
+        rows["rate"] = (
+            f"{sorted(rates)[len(rates) // 2]:,.0f} images/s (median of {len(rates)} windows)" if rates else ""
+        )
+    for name, value in rows.items():
+        console.print(f"  [bold]{name}[/bold] {escape(str(value))}")
+    for message in facts["messages"]:
+        console.print(f"  {escape(message)}")
+    for path in sorted(files.rglob("*")):
+        if path.is_file():
+            console.print(f"    {escape(path.relative_to(files).as_posix())}  {_size(path.stat().st_size)}")
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    first = f" from step {attempt['first_step']}" if attempt["first_step"] else ""
+    return f"{attempt['ended']}{first}"
+
+
+def lineage(store: Store, records: Sequence[Record]) -> None:
+    """The way from the source to an artifact, one line each, with what each was made of."""
+    rows = []
+    for one in records:
+        made_of = ", ".join(f"{field}={_short(value)}" for field, value in one.inputs.items())
+        reference = next(
+            (version.reference for version in store.versions(one.recipe, one.step) if version.digest == one.digest), ""
+        )
+        seed = "" if one.seed is None else str(one.seed)
+        rows.append([one.step, one.stage, reference, one.digest[:12], seed, made_of, _headline(one.counts)])
+    _print_table(["step", "stage", "version", "digest", "seed", "made of", "counts"], rows)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(f"{name} {digest[:12]}" for name, digest in value) + "]"
+    prefix, _, digest = str(value).rpartition(":")
+    return f"{prefix}:{digest[:12]}" if prefix else digest[:12]
+
+
+def _headline(counts: Mapping[str, Any]) -> str:
+    values = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in counts.items()
+    )
+    return ", ".join(values)
+
+
+def changes(found: Mapping[str, Sequence[str]]) -> None:
+    """Differences by step."""
+    if not found:
+        print("no differences")
+    for step, lines in found.items():
+        print(step)
+        for line in lines:
+            print(f"  {line}")
+
+
+def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+    """Damaged files by artifact, and the count of those that are whole."""
+    for reference, found in problems.items():
+        for problem in found:
+            print(f"{reference}: {problem['path']} {problem['problem']}")
+    print(f"{sum(not found for found in problems.values())} of {len(problems)} artifacts are whole")
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console = _console()
+    if not console.is_terminal:
+        # Piped: as wide as it needs to be, so that no line is folded.
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def _age(moment: float) -> str:
+    seconds = max(time.time() - moment, 0)
+    for length, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

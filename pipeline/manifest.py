@@ -1,0 +1,135 @@
+"""Bytes on disk: canonical JSON, hashes, and the one write protocol for builds and checkpoints.
+
+A folder is committed by one rename: write in a private folder of the same filesystem, sync, manifest last, rename
+without replacing, sync the parent. A reader sees all of it or nothing.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FILES = "files"
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes. Refuses NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """64 hexadecimal digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class FileProblem:
+    """A file that is not as its manifest says."""
+
+    path: str
+    problem: str
+
+
+def scan(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every file below `folder` by relative posix path: size in bytes and sha256."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def seal(folder: Path) -> str:
+    """Write `folder`/manifest.json over `folder`/files; returns its sha256, the digest of the folder."""
+    manifest = canonical_json({"files": scan(folder / FILES)})
+    (folder / MANIFEST).write_bytes(manifest)
+    return sha256_bytes(manifest)
+
+
+def check(folder: Path) -> list[FileProblem]:
+    """Hold `folder`/files against `folder`/manifest.json; an empty list means that every byte is as it was written."""
+    files = folder / FILES
+    try:
+        expected = json.loads((folder / MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [FileProblem(MANIFEST, f"cannot be read ({error})")]
+    problems = []
+    for name, entry in sorted(expected.items()):
+        path = files / name
+        if not path.is_file():
+            problems.append(FileProblem(name, "is missing"))
+        elif path.stat().st_size != entry["size"]:
+            problems.append(FileProblem(name, f"has {path.stat().st_size} bytes instead of {entry['size']}"))
+        elif sha256_file(path) != entry["sha256"]:
+            problems.append(FileProblem(name, "has other content"))
+    present = {path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file()}
+    problems += [FileProblem(name, "is not in the manifest") for name in sorted(present - set(expected))]
+    return problems
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to keep a file or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit_folder(folder: Path, destination: Path) -> bool:
+    """Move a complete private folder to its place by one rename.
+
+    Returns:
+        False if the destination was there already (it is left as it was, and so is `folder`).
+    """
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(folder, destination)  # refuses a folder that is not empty, and a committed one never is
+    except OSError:
+        if destination.is_dir():
+            return False
+        raise
+    sync(destination.parent)
+    return True
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old or the new content, never a part."""
+    private = _private_copy(path, data)
+    os.replace(private, path)
+    sync(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write a file only if none of that name is there; False if one was. One of several writers wins."""
+    private = _private_copy(path, data)
+    try:
+        os.link(private, path)
+    except FileExistsError:
+        return False
+    finally:
+        private.unlink()
+    sync(path.parent)
+    return True
+
+
+def _private_copy(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    private = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with private.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return private

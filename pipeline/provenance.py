@@ -1,0 +1,146 @@
+"""Where a result comes from: the key of a step, the fingerprint of foreign files, code and environment."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.manifest import canonical_json, replace_file, sha256_bytes, sha256_file
+from pipeline.settings import ForeignInput
+
+STORE_FORMAT = 1
+LIBRARIES = ("torch", "torchvision", "kornia", "timm", "accelerate", "webdataset", "scikit-learn", "numpy", "pillow")
+
+
+def step_key(
+    stage: str, version: int, seed: int | None, settings: dict[str, Any], inputs: dict[str, Any], names: Any = None
+) -> str:
+    """The name of a result before it exists: sha256 over all that decides its bytes, and nothing else.
+
+    Args:
+        settings: the hashed subset.
+        inputs: digests of artifacts, fingerprints of foreign files.
+        names: whatever names and ancestors a stage that shows its lineage looks at.
+    """
+    payload = {
+        "format": STORE_FORMAT,
+        "stage": stage,
+        "version": version,
+        "seed": seed,
+        "settings": settings,
+        "inputs": inputs,
+        "names": names,
+    }
+    return sha256_bytes(canonical_json(payload))
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a foreign source held when it was last looked at."""
+
+    value: str
+    """`foreign:` and 64 hexadecimal digits: over sorted relative paths, sizes and contents."""
+    files: int
+    size_bytes: int
+    looked_at: float
+    """Seconds since 1970."""
+
+
+def fingerprint(source: ForeignInput, cache: Path, *, look: bool = True) -> Fingerprint | None:
+    """Fingerprint a foreign source by content; files whose size and time did not change are not read again.
+
+    Args:
+        cache: folder of the store for what was seen; can be deleted at any time.
+        look: False trusts the last look and returns None where there was none.
+
+    Raises:
+        UsageError: a root is missing or holds no file of the wanted kind.
+    """
+    identity = {"kind": source.kind, "roots": [str(root.absolute()) for root in source.roots]}
+    name = sha256_bytes(canonical_json(identity | {"suffixes": sorted(source.suffixes)}))[:16]
+    summary, listing = cache / f"{name}.json", cache / f"{name}.files.json"
+    if not look:
+        return Fingerprint(**json.loads(summary.read_bytes())) if summary.is_file() else None
+    known = json.loads(listing.read_bytes()) if listing.is_file() else {}
+    seen: dict[str, list[Any]] = {}
+    for number, root in enumerate(source.roots):
+        if not root.is_dir():
+            raise UsageError(f"{source.kind}:{root}: no such folder")
+        for path, relative, status in _files(root, source.suffixes):
+            entry = f"{number}/{relative}"
+            stamp = [status.st_size, status.st_mtime_ns]
+            before = known.get(entry)
+            seen[entry] = before if before and before[:2] == stamp else [*stamp, sha256_file(path)]
+    if source.roots and not seen:
+        places = ", ".join(str(root) for root in source.roots)
+        raise UsageError(f"{source.kind}:{places}: no files here ending in {', '.join(sorted(source.suffixes))}")
+    content = [source.kind, [[path, size, digest] for path, (size, _, digest) in sorted(seen.items())]]
+    result = Fingerprint(
+        value=f"foreign:{sha256_bytes(canonical_json(content))}",
+        files=len(seen),
+        size_bytes=sum(entry[0] for entry in seen.values()),
+        looked_at=time.time(),
+    )
+    replace_file(listing, canonical_json(seen))
+    replace_file(summary, canonical_json(asdict(result)))
+    return result
+
+
+def _files(root: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, os.stat_result]]:
+    """Every file below `root` that is not hidden, with its relative posix path and status."""
+    pending = [(str(root), "")]
+    while pending:
+        folder, prefix = pending.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                relative = f"{prefix}{entry.name}"
+                if entry.is_dir():
+                    pending.append((entry.path, f"{relative}/"))
+                elif not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes:
+                    yield Path(entry.path), relative, entry.stat()
+
+
+def code() -> dict[str, Any]:
+    """Git commit, whether the tree was changed, and a hash over the source of both packages."""
+    top = Path(__file__).resolve().parent.parent
+    sources = sorted(path for package in ("pipeline", "stages") for path in (top / package).rglob("*.py"))
+    listing = [[path.relative_to(top).as_posix(), sha256_file(path)] for path in sources]
+    commit = _git(top, "rev-parse", "HEAD") if (top / ".git").exists() else None
+    return {
+        "commit": commit,
+        "dirty": bool(_git(top, "status", "--porcelain")) if commit else None,
+        "source_sha256": sha256_bytes(canonical_json(listing)),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, processors and library versions."""
+    versions: dict[str, str | None] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "libraries": versions,
+    }

@@ -1,0 +1,265 @@
+"""Recipes: one YAML file, a list of named steps, read and checked before anything runs."""
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import UsageError
+from pipeline.settings import StageSettings, artifact_stages, is_artifact_field, names_artifact
+from pipeline.stage import Stage
+from pipeline.store import DIGEST, REFERENCE
+
+NAME = re.compile(r"^[A-Za-z0-9][\w-]*$")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with settings and inputs, under a name of its own."""
+
+    name: str
+    stage: Stage
+    settings: StageSettings
+
+    def references(self) -> dict[str, list[str]]:
+        """By setting: the steps or REFs that it names."""
+        found = {}
+        for name, field in type(self.settings).model_fields.items():
+            value = getattr(self.settings, name)
+            if is_artifact_field(field) and names_artifact(field, value):
+                found[name] = list(value) if isinstance(value, tuple) else [value]
+        return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. Its steps stand in an order in which they can run."""
+
+    name: str
+    seed: int
+    steps: dict[str, Step]
+
+    def needed(self, selected: Sequence[str]) -> list[Step]:
+        """The selected steps (all, if none) and the steps they need, in running order.
+
+        Raises:
+            UsageError: a selected step is not in the recipe.
+        """
+        if not selected:
+            return list(self.steps.values())
+        unknown = [name for name in selected if name not in self.steps]
+        if unknown:
+            raise UsageError(f"{unknown[0]}: no such step; {self.name} has {_listed(self.steps)}")
+        wanted: set[str] = set()
+        pending = list(selected)
+        while pending:
+            name = pending.pop()
+            if name in self.steps and name not in wanted:
+                wanted.add(name)
+                pending += [one for names in self.steps[name].references().values() for one in names]
+        return [step for step in self.steps.values() if step.name in wanted]
+
+    def sinks(self) -> list[Step]:
+        """The steps that no other step reads: what the recipe is for."""
+        read = {name for step in self.steps.values() for names in step.references().values() for name in names}
+        return [step for step in self.steps.values() if step.name not in read]
+
+
+def load_recipe(
+    path: Path, stages: Mapping[str, Stage], overrides: Sequence[str] = (), seed: int | None = None
+) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        stages: every stage by name.
+        overrides: `step.field=value`, values as in YAML.
+        seed: instead of the recipe's own.
+
+    Raises:
+        UsageError: with every fault found, one a line: step, dotted key, what is allowed, the nearest name.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: see below
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such recipe") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("steps"), dict) or not data["steps"]:
+        raise UsageError(f"{path}: a recipe has name, seed and steps, and at least one step")
+    problems = [
+        f"{key}: a recipe has name, seed and steps only{_nearest(str(key), ('name', 'seed', 'steps'))}"
+        for key in data
+        if key not in ("name", "seed", "steps")
+    ]
+    name, own_seed = data.get("name", path.stem), data.get("seed", 0)
+    if not isinstance(name, str) or not NAME.match(name):
+        problems.append(f"name: letters, digits, - and _ only, not {name!r}")
+    if isinstance(own_seed, bool) or not isinstance(own_seed, int) or not 0 <= own_seed < 2**63:
+        problems.append(f"seed: a whole number from 0, not {own_seed!r}")
+    for override in overrides:
+        problems += _apply(data["steps"], override)
+    steps: dict[str, Step] = {}
+    for step_name, values in data["steps"].items():
+        step, found = _read_step(str(step_name), values, stages)
+        problems += found
+        if step is not None:
+            steps[step.name] = step
+    problems += _check_references(data["steps"], stages)
+    ordered = {} if problems else _ordered(steps, problems)
+    if problems:
+        raise UsageError(f"{path}: {len(problems)} fault(s)\n" + "\n".join(f"  {problem}" for problem in problems))
+    return Recipe(name, own_seed if seed is None else seed, ordered)
+
+
+def _apply(steps: dict[str, Any], override: str) -> list[str]:
+    """Write one `step.field=value` into the steps; returns what is wrong with it."""
+    path, equals, text = override.partition("=")
+    step, *keys = path.split(".")
+    if not equals or not keys:
+        return [f"--set {override}: write step.field=value"]
+    if not isinstance(steps.get(step), dict):
+        return [f"--set {override}: no such step: {step}{_nearest(step, [str(name) for name in steps])}"]
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        return [f"--set {override}: {' '.join(str(error).split())}"]
+    # Groups that come from one YAML anchor are one object: copy on the way down, so that only this step changes.
+    steps[step] = group = dict(steps[step])
+    for key in keys[:-1]:
+        below = group.get(key)
+        group[key] = dict(below) if isinstance(below, dict) else {}
+        group = group[key]
+    group[keys[-1]] = value
+    return []
+
+
+def _read_step(name: str, values: Any, stages: Mapping[str, Stage]) -> tuple[Step | None, list[str]]:
+    if not NAME.match(name):
+        return None, [f"{name}: the name of a step has letters, digits, - and _ only"]
+    if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
+        return None, [f"{name}.stage: is missing; stages: {', '.join(stages)}"]
+    if values["stage"] not in stages:
+        nearest = _nearest(values["stage"], stages)
+        return None, [f"{name}.stage: no stage {values['stage']!r}{nearest}; stages: {', '.join(stages)}"]
+    stage = stages[values["stage"]]
+    try:
+        text = json.dumps({key: value for key, value in values.items() if key != "stage"})
+        # By way of JSON, because strict validation takes a JSON list for a tuple, and nothing else for anything else.
+        return Step(name, stage, stage.settings.model_validate_json(text, strict=True)), []
+    except TypeError as error:
+        return None, [f"{name}: a value that is no text, number, list or group: {error}"]
+    except ValidationError as error:
+        return None, [_problem(name, stage, details) for details in error.errors(include_url=False)]
+
+
+def _problem(step: str, stage: Stage, details: ErrorDetails) -> str:
+    """One line from one validation error."""
+    keys = [str(part) for part in details["loc"]]
+    place = ".".join([step, *keys])
+    if details["type"] == "extra_forbidden":
+        allowed = _fields(stage.settings, keys[:-1])
+        return f"{place}: no such setting{_nearest(keys[-1], allowed)}; allowed: {', '.join(allowed)}"
+    if details["type"] == "missing":
+        return f"{place}: is missing ({_description(stage.settings, keys)})"
+    message = details["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[0].lower()}{message[1:]}, not {details['input']!r}" if keys else f"{place}: {message}"
+
+
+def _fields(settings: Any, keys: Sequence[str]) -> list[str]:
+    for key in keys:
+        settings = settings.model_fields[key].annotation
+    return list(settings.model_fields)
+
+
+def _description(settings: Any, keys: Sequence[str]) -> str:
+    for key in keys[:-1]:
+        settings = settings.model_fields[key].annotation
+    return settings.model_fields[keys[-1]].description
+
+
+def _check_references(steps: Mapping[Any, Any], stages: Mapping[str, Stage]) -> list[str]:
+    """Every input names a step that makes what is wanted, or looks like a REF into the store.
+
+    Reads the recipe as written, so that faults show beside those of steps whose settings are wrong.
+    """
+    made_by = {str(name): values.get("stage") for name, values in steps.items() if isinstance(values, dict)}
+    problems = []
+    for name, values in steps.items():
+        if not isinstance(values, dict) or values.get("stage") not in stages:
+            continue
+        for key, field in stages[values["stage"]].settings.model_fields.items():
+            if is_artifact_field(field):
+                value = values.get(key)
+                for one in value if isinstance(value, list) else [value]:
+                    if isinstance(one, str) and names_artifact(field, one):
+                        problems += _check_reference(f"{name}.{key}", artifact_stages(field), one, made_by)
+    return problems
+
+
+def _check_reference(place: str, wanted: list[str], reference: str, made_by: Mapping[str, Any]) -> list[str]:
+    if reference in made_by:
+        if made_by[reference] in wanted:
+            return []
+        fitting = [name for name, stage in made_by.items() if stage in wanted]
+        return [
+            f"{place}: {reference} is made by {made_by[reference]}, "
+            f"wanted is one made by {' or '.join(wanted)}: {_listed(fitting)}"
+        ]
+    if DIGEST.match(reference) or (("@" in reference or "/" in reference) and REFERENCE.match(reference)):
+        return []
+    return [f"{place}: no such step: {reference}{_nearest(reference, made_by)}; steps: {_listed(made_by)}"]
+
+
+def _ordered(steps: Mapping[str, Step], problems: list[str]) -> dict[str, Step]:
+    """Steps after what they read, otherwise as written; a loop is added to `problems`."""
+    ordered: dict[str, Step] = {}
+    pending = dict(steps)
+    while pending:
+        ready = [
+            step
+            for step in pending.values()
+            if not any(name in pending for names in step.references().values() for name in names)
+        ]
+        if not ready:
+            problems.append(f"steps that wait for one another in a loop: {_listed(pending)}")
+            return {}
+        first = ready[0]
+        ordered[first.name] = pending.pop(first.name)
+    return ordered
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names) or "none"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but `3e-4` is a number, as in YAML 1.2, and a key that stands twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        doubled = {key for key in keys if keys.count(key) > 1}
+        if doubled:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key stands twice: {', '.join(map(str, doubled))}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,322 @@
+"""What a stage is given: its inputs, a folder to write to, a device, and what surrounds every training loop."""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipeline import checkpoint, tracking
+from pipeline.errors import Interrupted, NotFinite, UsageError
+from pipeline.manifest import canonical_json, sync
+from pipeline.progress import Progress, Reporter
+from pipeline.settings import StageSettings, plain
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that a stage reads."""
+
+    name: str
+    stage: str
+    key: str
+    digest: str
+    files: Path
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An artifact somewhere upstream, with what made it."""
+
+    step: str
+    """The name of the step when the artifact was made."""
+    stage: str
+    version: int
+    key: str
+    digest: str
+    seed: int | None
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    files: Path
+
+
+class Stateful(Protocol):
+    """A module or an optimiser."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+class Run:
+    """One execution of a stage: everything that the stage may know of the machinery.
+
+    Attributes:
+        recipe, step: names.
+        seed: all randomness derives from it.
+        out: empty folder; what is written here becomes the artifact.
+        counts: data counts and headline figures for the record, see `count`.
+        settings, work, reporter, signal, in_training: for the machinery around; a stage has no use for them.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: str,
+        step: str,
+        seed: int,
+        settings: StageSettings,
+        inputs: Mapping[str, list[Input]],
+        ancestors: list[Ancestor],
+        out: Path,
+        work: Path,
+        reporter: Reporter,
+    ):
+        self.recipe, self.step, self.seed, self.out = recipe, step, seed, out
+        self.settings, self.work, self.reporter = settings, work, reporter
+        self.counts: dict[str, float | str] = {}
+        self.signal: int | None = None
+        self.in_training = False
+        self._inputs, self._ancestors = inputs, ancestors
+
+    # Inputs
+
+    def input(self, field: str) -> Path:
+        """The files of the one artifact that a setting names."""
+        return self._inputs[field][0].files
+
+    def inputs(self, field: str) -> list[Input]:
+        """The artifacts that a setting names, in its order."""
+        return list(self._inputs[field])
+
+    def is_artifact(self, field: str) -> bool:
+        """Whether the setting names an artifact, rather than being a literal or left out."""
+        return field in self._inputs
+
+    def ancestors(self) -> list[Ancestor]:
+        """Everything that the inputs were made of, themselves included, sources first.
+
+        Only for stages whose settings say `reads_ancestors`: their key holds what is listed here.
+        """
+        return list(self._ancestors)
+
+    # Words
+
+    def say(self, message: str) -> None:
+        """One line to the user, kept in the record."""
+        self.reporter.say(message)
+
+    def warn(self, message: str) -> None:
+        """The same, as something to look at."""
+        self.reporter.warn(message)
+
+    def count(self, **values: float | str) -> None:
+        """Data counts and headline figures, for `simclr show`."""
+        self.counts.update(values)
+
+    def progress(self, total: int, unit: str) -> Progress:
+        """`with run.progress(n, "images") as progress: progress.advance(k)`"""
+        return Progress(self.reporter, total, unit)
+
+    # Device
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Accelerate's view of devices and trackers.
+
+        It stays in full precision: its precision is one for the whole process, and the steps of a recipe differ; see
+        `autocast`.
+        """
+        return tracking.accelerator_with(getattr(self.settings, "trackers", ()), self.work)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where to compute: the setting `device`, or what Accelerate finds."""
+        wanted = getattr(self.settings, "device", "auto")
+        if wanted == "auto":
+            return self.accelerator.device
+        present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not present[wanted]:
+            raise UsageError(f"{self.step}.device: there is no {wanted} device here; cpu or auto will do")
+        return torch.device(wanted)
+
+    def autocast(self, precision: str) -> torch.autocast:
+        """The context for an encoder's arithmetic in `fp32` or `bf16`."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    # Training
+
+    def training(
+        self, state: Mapping[str, Stateful], *, steps: int, steps_per_epoch: int, images_per_step: int
+    ) -> "Training":
+        """What surrounds a training loop: resume, checkpoints, metrics, the end on a signal.
+
+        Args:
+            state: all modules and optimisers whose state a checkpoint holds.
+            steps: of the whole loop.
+            images_per_step: for the rate that is shown.
+        """
+        return Training(self, state, steps, steps_per_epoch, images_per_step)
+
+    # Signals
+
+    def receive(self, number: int, _frame: FrameType | None = None) -> None:
+        """Handler of SIGINT and SIGTERM: a training loop ends after its step, all else (and a second signal) now."""
+        if self.signal is not None or not self.in_training:
+            raise Interrupted(number)
+        self.signal = number
+        self.reporter.line(f"signal {number}: ends after this step, with a checkpoint")
+
+
+class Training:
+    """The surroundings of a training loop, as a context manager; see `Run.training`.
+
+    metrics.jsonl gets a line for every `record_every_steps` steps: the mean of what was recorded in between. It is
+    part of the state, so that a resumed run writes the same file as one that nobody interrupted.
+    """
+
+    def __init__(self, run: Run, state: Mapping[str, Stateful], steps: int, steps_per_epoch: int, images_per_step: int):
+        settings: Any = run.settings
+        self._run, self._state = run, state
+        self._total, self._steps_per_epoch, self._images_per_step = steps, steps_per_epoch, images_per_step
+        self._record_every: int = settings.record_every_steps
+        self._checkpoint_every: int = settings.checkpoint_every_steps
+        self._log_every: float = settings.log_every_seconds
+        self._checkpoints = run.work / "checkpoints"
+        self._metrics = run.work / "metrics.jsonl"
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._waited = 0.0
+        self._note = ""
+        self.done = 0
+        """Steps that are done."""
+        self.latest: dict[str, float] = {}
+        """The last line of means."""
+
+    def __enter__(self) -> Self:
+        self._resume()
+        append_line(self._run.work / "attempts.jsonl", {"event": "training", "first_step": self.done})
+        tracking.start(self._run.accelerator, self._run.recipe, plain(self._run.settings))
+        self._progress = Progress(self._run.reporter, self._total, "steps", self.done, self._log_every)
+        self._progress.__enter__()
+        self._run.in_training = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._run.in_training = False
+        self._progress.__exit__()
+        self._run.accelerator.end_training()
+        if kind is None:
+            shutil.copyfile(self._metrics, self._run.out / "metrics.jsonl")
+
+    def steps(self, load: Callable[[int], Batch]) -> Iterator[tuple[int, Batch]]:
+        """Each step that is not done yet, with its batch.
+
+        Args:
+            load: gives the batch of a step; the time that it takes counts as waiting for data.
+
+        Raises:
+            Interrupted: a signal came; a checkpoint was written.
+            NotFinite: a recorded value became NaN or infinite.
+        """
+        window_started, window_first = time.monotonic(), self.done
+        while self.done < self._total:
+            before = time.monotonic()
+            batch = load(self.done)
+            self._waited += time.monotonic() - before
+            yield self.done, batch
+            self.done += 1
+            if self.done % self._record_every == 0 or self.done == self._total:
+                now = time.monotonic()
+                self._flush(now - window_started, self.done - window_first)
+                window_started, window_first = now, self.done
+            self._progress.advance(1, self._note)
+            stop = self._run.signal
+            if self.done < self._total and (stop is not None or self.done % self._checkpoint_every == 0):
+                self._save()
+            if stop is not None:
+                raise Interrupted(stop)
+
+    def record(self, **values: Tensor | float) -> None:
+        """Scalars of this step. They stay on their device until a line is due, so that nothing waits for them."""
+        for name, value in values.items():
+            scalar = torch.as_tensor(value).detach()
+            self._sums[name] = self._sums[name] + scalar if name in self._sums else scalar.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    @property
+    def line_is_due(self) -> bool:
+        """Whether a line of metrics.jsonl follows the step at hand: the time for measurements that cost something."""
+        return (self.done + 1) % self._record_every == 0 or self.done + 1 == self._total
+
+    def write_line(self, **values: float) -> None:
+        """A line of its own in metrics.jsonl, for the step at hand."""
+        self._write(self.done + 1, values)
+
+    def _flush(self, seconds: float, steps: int) -> None:
+        """Write the means of what was recorded, and the rates beside."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise NotFinite(
+                    f"{name} became {value} within steps {self.done - steps + 1} to {self.done}: "
+                    "a lower learning rate, gradient_clip, or precision fp32 usually mends it"
+                )
+        self._sums, self._counts = {}, {}
+        self.latest = means
+        self._write(self.done, means)
+        self._run.accelerator.log(means, step=self.done)
+        rate, waiting = steps * self._images_per_step / max(seconds, 1e-9), self._waited / max(seconds, 1e-9)
+        self._waited = 0.0
+        self._note = f"loss {means['loss']:.4f}, {rate:,.0f} images/s, {waiting:.0%} waiting for data"
+        timing = {"step": self.done, "images_per_second": rate, "waiting_share": waiting, "at": time.time()}
+        append_line(self._run.work / "timing.jsonl", timing)
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        append_line(self._metrics, {"step": step, "epoch": step / self._steps_per_epoch} | dict(values))
+
+    def _save(self) -> None:
+        sync(self._metrics)
+        state = {name: part.state_dict() for name, part in self._state.items()}
+        loop = {
+            "metrics_bytes": self._metrics.stat().st_size,
+            "sums": self._sums,
+            "counts": self._counts,
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        }
+        checkpoint.save(self._checkpoints, self.done, {"loop": loop, "state": state})
+        append_line(self._run.work / "attempts.jsonl", {"event": "checkpoint", "step": self.done})
+
+    def _resume(self) -> None:
+        found = checkpoint.load_latest(self._checkpoints, self._run.work / "quarantine")
+        if found is None:
+            self._metrics.write_bytes(b"")
+            return
+        for damage in found.damaged:
+            self._run.warn(f"checkpoint set aside: {damage}")
+        for name, part in self._state.items():
+            part.load_state_dict(found.state["state"][name])
+        loop = found.state["loop"]
+        os.truncate(self._metrics, loop["metrics_bytes"])
+        self._sums, self._counts = loop["sums"], loop["counts"]
+        torch.set_rng_state(loop["random"][0])
+        if torch.cuda.is_available() and len(loop["random"]) == 1 + torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(loop["random"][1:])
+        self.done = found.step
+        self._run.reporter.line(f"resumes after step {self.done:,} of {self._total:,}")
+
+
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """Append one line of JSON."""
+    with path.open("ab") as file:
+        file.write(canonical_json(entry) + b"\n")

@@ -1,0 +1,129 @@
+"""Typed, frozen settings: what a step of a recipe may say, what of it changes the result, and what it reads.
+
+Torch-free, so that `simclr status` and `simclr --help` stay quick.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; unknown keys are refused. Groups may be nested."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class ForeignInput:
+    """Files from outside the store that a step reads (a folder of images): they count by content, not by path."""
+
+    kind: str
+    """Says how the files are read (`folder`, `sklearn:digits`); part of the fingerprint."""
+    roots: tuple[Path, ...] = ()
+    """Folders whose files are fingerprinted; none for data that a library ships."""
+    suffixes: frozenset[str] = frozenset()
+    """Lower-case endings (`.jpg`) of the files that count; empty: every file that is not hidden."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Roughly what a step makes and needs, for `simclr run --dry-run`."""
+
+    samples: int
+    disk_bytes: int
+    memory_bytes: int
+
+
+class StageSettings(Settings):
+    """Base of the settings of a stage; the docstring of a subclass is the stage's documentation.
+
+    Attributes:
+        stage_version: raised whenever the same settings and inputs give other bytes.
+        reads_ancestors: the stage looks at everything its inputs were made of (a report), so the key holds that too.
+    """
+
+    stage_version: ClassVar[int]
+    reads_ancestors: ClassVar[bool] = False
+
+    def depends_on_seed(self) -> bool:
+        """Whether the seed changes the result; if not, runs with other seeds share one artifact."""
+        return True
+
+    def estimate(self, inputs: Mapping[str, list[Estimate]]) -> Estimate:
+        """What the step will make and need, from what its inputs hold (by setting; foreign files too)."""
+        samples = max((one.samples for group in inputs.values() for one in group), default=0)
+        return Estimate(samples, 10 * 2**20, 500 * 2**20)
+
+    def foreign_inputs(self) -> dict[str, ForeignInput]:
+        """By name of the setting: what the step reads from outside the store."""
+        return {}
+
+
+def setting(default: Any = ..., description: str = "", *, hashed: bool = True, **constraints: Any) -> Any:
+    """A field with its documentation. `hashed=False`: it cannot change the result (workers, device, cadence)."""
+    return Field(default, description=description, json_schema_extra={"hashed": hashed}, **constraints)
+
+
+def artifact(
+    *stages: str, description: str, default: Any = ..., literals: tuple[str, ...] = (), prefixes: tuple[str, ...] = ()
+) -> Any:
+    """A field that names an input: a step of the recipe or a REF into the store, made by one of `stages`.
+
+    Args:
+        literals: words that are no artifact (`random`).
+        prefixes: beginnings of values that are no artifact (`timm:`).
+    """
+    extra: JsonDict = {"artifact_of": [*stages], "literals": [*literals], "prefixes": [*prefixes]}
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+def hashed_subset(settings: Settings) -> dict[str, Any]:
+    """The settings that can change the result, as plain data; inputs that name artifacts are left out."""
+    subset = {}
+    for name, field in type(settings).model_fields.items():
+        if not _extra(field).get("hashed", True):
+            continue
+        value = getattr(settings, name)
+        if is_artifact_field(field) and names_artifact(field, value):
+            continue
+        subset[name] = hashed_subset(value) if isinstance(value, Settings) else _plain(value)
+    return subset
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """All settings as plain data."""
+    return settings.model_dump(mode="json")
+
+
+def is_artifact_field(field: FieldInfo) -> bool:
+    """Whether the field was made by `artifact`."""
+    return "artifact_of" in _extra(field)
+
+
+def artifact_stages(field: FieldInfo) -> list[str]:
+    """The stages whose artifacts the field takes."""
+    return _extra(field)["artifact_of"]
+
+
+def names_artifact(field: FieldInfo, value: Any) -> bool:
+    """Whether a value of such a field names an artifact, rather than being a literal or left out."""
+    if value is None:
+        return False
+    if isinstance(value, tuple):
+        return True
+    extra = _extra(field)
+    return value not in extra["literals"] and not value.startswith(tuple(extra["prefixes"]))
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,308 @@
+"""The store: a folder of immutable artifacts, found by name and version or by digest. Files are the only truth."""
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DamagedArtifact, UsageError
+from pipeline.manifest import (
+    FILES,
+    MANIFEST,
+    FileProblem,
+    canonical_json,
+    check,
+    commit_folder,
+    create_file,
+    replace_file,
+    seal,
+    sha256_bytes,
+)
+from pipeline.provenance import STORE_FORMAT
+
+REFERENCE = re.compile(r"^(?:(?P<recipe>[\w.-]+)/)?(?P<step>[\w-]+)(?:@(?P<label>[\w.-]+))?$")
+DIGEST = re.compile(r"^[0-9a-f]{8,64}$")
+VERSION = re.compile(r"^v[1-9][0-9]*$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What made an artifact: one file of `runs/`, which carries its own hash."""
+
+    stage: str
+    stage_version: int
+    key: str
+    digest: str
+    recipe: str
+    step: str
+    seed: int | None
+    settings: dict[str, Any]
+    hashed_settings: dict[str, Any]
+    inputs: dict[str, Any]
+    """By setting: a digest, `foreign:...`, or for settings with several a list of [name, digest]."""
+    input_runs: list[list[str]]
+    """[stage, key, digest] of every artifact among the inputs."""
+    size_bytes: int
+    code: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    finished_at: float = 0.0
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A name for a run: `recipe/step@vN`."""
+
+    recipe: str
+    step: str
+    number: int
+    stage: str
+    key: str
+    digest: str
+    created_at: float
+
+    @property
+    def label(self) -> str:
+        return f"v{self.number}"
+
+    @property
+    def reference(self) -> str:
+        return f"{self.recipe}/{self.step}@{self.label}"
+
+
+class Store:
+    """Reads and publishes artifacts below one folder.
+
+    Args:
+        path: the folder; without it $SIMCLR_STORE, or ./artifacts.
+
+    Raises:
+        UsageError: the folder was written by a newer version.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.path = path or Path(os.environ.get("SIMCLR_STORE") or "artifacts")
+        stamp = self.path / "format.json"
+        if stamp.is_file():
+            found = json.loads(stamp.read_bytes())["format"]
+            if found > STORE_FORMAT:
+                raise UsageError(
+                    f"{self.path}: the store has format {found}, this version reads {STORE_FORMAT}: "
+                    "upgrade simclr-pipeline, or name another folder by --store"
+                )
+
+    def prepare(self) -> None:
+        """Make the folder and its format.json, if they are not there."""
+        create_file(self.path / "format.json", canonical_json({"format": STORE_FORMAT}))
+
+    # Places
+
+    def build(self, stage: str, digest: str) -> Path:
+        """The immutable folder of an artifact: manifest.json and files/."""
+        return self.path / "builds" / stage / digest[:2] / digest
+
+    def files(self, stage: str, digest: str) -> Path:
+        """The files of an artifact."""
+        return self.build(stage, digest) / FILES
+
+    def work(self, stage: str, key: str) -> Path:
+        """The one mutable place of a step."""
+        return self.path / "work" / stage / key
+
+    def sources(self) -> Path:
+        """What was seen of foreign sources; can be deleted at any time."""
+        return self.path / "sources"
+
+    def _run(self, stage: str, key: str, digest: str) -> Path:
+        return self.path / "runs" / stage / key / f"{digest}.json"
+
+    def timing(self, stage: str, key: str, digest: str) -> Path:
+        """Rates, clocks and hosts of a run, beside its record: they are no function of the key."""
+        return self._run(stage, key, digest).with_suffix(".timing.jsonl")
+
+    def _name(self, recipe: str, step: str) -> Path:
+        return self.path / "names" / recipe / step
+
+    # Reading
+
+    def current(self, stage: str, key: str) -> Record | None:
+        """The record of the artifact that a key stands for, or None if it was never made or is gone."""
+        pointer = self.path / "runs" / stage / key / "current.json"
+        if not pointer.is_file():
+            return None
+        digest = json.loads(pointer.read_bytes())["digest"]
+        if not (self.build(stage, digest) / MANIFEST).is_file():
+            return None
+        return self.record(stage, key, digest)
+
+    def record(self, stage: str, key: str, digest: str) -> Record:
+        """What made an artifact.
+
+        Raises:
+            DamagedArtifact: the record is missing or was changed.
+        """
+        path = self._run(stage, key, digest)
+        try:
+            data = json.loads(path.read_bytes())
+            claimed = data.pop("sha256")
+            if sha256_bytes(canonical_json(data)) != claimed:
+                raise ValueError("its hash does not match")
+            return Record(**data)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedArtifact(f"{path}: the record of a run cannot be read: {error}") from error
+
+    def ancestors(self, record: Record) -> list[Record]:
+        """Everything that an artifact was made of, itself included, sources first, each once."""
+        found: dict[tuple[str, ...], Record] = {}
+
+        def visit(one: Record) -> None:
+            for run in one.input_runs:
+                if tuple(run) not in found:
+                    visit(self.record(*run))
+            found.setdefault((one.stage, one.key, one.digest), one)
+
+        visit(record)
+        return list(found.values())
+
+    def versions(self, recipe: str, step: str) -> list[Version]:
+        """All versions of a step, oldest first."""
+        paths = self._name(recipe, step).glob("v*.json")
+        numbers = sorted(int(path.stem[1:]) for path in paths if VERSION.match(path.stem))
+        return [self._read_version(self._name(recipe, step) / f"v{number}.json") for number in numbers]
+
+    def latest(self, recipe: str, step: str) -> Version | None:
+        """What the last run of a step made or reused."""
+        path = self._name(recipe, step) / "latest"
+        return self._read_version(path) if path.is_file() else None
+
+    def names(self) -> list[tuple[str, str]]:
+        """(recipe, step) of everything that has a name."""
+        return sorted((path.parent.parent.name, path.parent.name) for path in self.path.glob("names/*/*/latest"))
+
+    def labels(self, version: Version) -> list[str]:
+        """The aliases, `latest` among them, that point at a version."""
+        folder = self._name(version.recipe, version.step)
+        aliases = [path for path in sorted(folder.iterdir()) if not path.suffix and not path.name.startswith(".")]
+        return [path.name for path in aliases if self._read_version(path).number == version.number]
+
+    def resolve(self, reference: str) -> Version:
+        """Find what a REF names: `[recipe/]step[@vN|latest|alias]`, or at least 8 digits of a digest.
+
+        Raises:
+            UsageError: nothing has that name, or several have.
+        """
+        match = REFERENCE.match(reference)
+        named = (
+            []
+            if match is None
+            else [
+                (recipe, step)
+                for recipe, step in self.names()
+                if step == match["step"] and match["recipe"] in (None, recipe)
+            ]
+        )
+        if not named and DIGEST.match(reference):
+            return self._by_digest(reference)
+        if match is None or not named:
+            known = ", ".join(f"{recipe}/{step}" for recipe, step in self.names()) or "nothing yet"
+            raise UsageError(f"{reference}: no artifact of that name in {self.path} (it has: {known})")
+        if len(named) > 1:
+            choices = ", ".join(f"{recipe}/{step}" for recipe, step in named)
+            raise UsageError(f"{reference}: several recipes have that step; say which: {choices}")
+        label = match["label"] or "latest"
+        folder = self._name(*named[0])
+        path = folder / (f"{label}.json" if VERSION.match(label) else label)
+        if not path.is_file():
+            known = ", ".join(sorted(entry.stem for entry in folder.iterdir() if not entry.name.startswith(".")))
+            raise UsageError(f"{reference}: no such version or alias; {'/'.join(named[0])} has {known}")
+        return self._read_version(path)
+
+    def _by_digest(self, digits: str) -> Version:
+        matches = {
+            version.digest: version
+            for recipe, step in self.names()
+            for version in self.versions(recipe, step)
+            if version.digest.startswith(digits)
+        }
+        if len(matches) != 1:
+            problem = "no artifact has" if not matches else "several artifacts have"
+            raise UsageError(f"{digits}: {problem} a digest that begins so")
+        return next(iter(matches.values()))
+
+    @staticmethod
+    def _read_version(path: Path) -> Version:
+        return Version(**json.loads(path.read_bytes()))
+
+    # Publishing
+
+    def publish(self, folder: Path, stage: str) -> tuple[str, int]:
+        """Seal a private folder (its content below `folder`/files) and move it to its place.
+
+        Returns:
+            Digest and size in bytes. Equal bytes that were there already are kept, and `folder` stays.
+        """
+        digest = seal(folder)
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        commit_folder(folder, self.build(stage, digest))
+        return digest, sum(entry["size"] for entry in files.values())
+
+    def write_record(self, record: Record, *, repoint: bool = False) -> Record:
+        """Keep what made an artifact, and make it current if nothing was (or if `repoint`).
+
+        Returns:
+            The record of what is current for the key afterwards.
+        """
+        data = asdict(record)
+        data["sha256"] = sha256_bytes(canonical_json(data))
+        replace_file(self._run(record.stage, record.key, record.digest), canonical_json(data))
+        pointer = self.path / "runs" / record.stage / record.key / "current.json"
+        content = canonical_json({"digest": record.digest})
+        gone = self.current(record.stage, record.key) is None
+        if repoint or (gone and not create_file(pointer, content)):
+            replace_file(pointer, content)
+        return self.current(record.stage, record.key) or record
+
+    def name(self, recipe: str, step: str, record: Record) -> Version:
+        """Give a run its version of a step, and point `latest` at it; equal bytes make no new version."""
+        while True:
+            versions = self.versions(recipe, step)
+            same = [version for version in versions if version.digest == record.digest]
+            number = same[0].number if same else 1 + max((version.number for version in versions), default=0)
+            created_at = same[0].created_at if same else time.time()
+            version = Version(recipe, step, number, record.stage, record.key, record.digest, created_at)
+            content = canonical_json(asdict(version))
+            if same or create_file(self._name(recipe, step) / f"v{number}.json", content):
+                break
+        if self.latest(recipe, step) != version:
+            replace_file(self._name(recipe, step) / "latest", content)
+        return version
+
+    def tag(self, version: Version, alias: str) -> None:
+        """Let an alias point at a version.
+
+        Raises:
+            UsageError: the alias is not a plain word, or has a meaning of its own.
+        """
+        if not re.fullmatch(r"[A-Za-z][\w-]*", alias) or VERSION.match(alias) or alias == "latest":
+            raise UsageError(f"{alias}: an alias is a word of letters, digits, - and _, not vN and not latest")
+        replace_file(self._name(version.recipe, version.step) / alias, canonical_json(asdict(version)))
+
+    def verify(self, stage: str, digest: str) -> list[FileProblem]:
+        """Read every byte of an artifact; an empty list means that all is as it was published."""
+        build = self.build(stage, digest)
+        manifest = build / MANIFEST
+        if manifest.is_file() and sha256_bytes(manifest.read_bytes()) != digest:
+            return [FileProblem(MANIFEST, "does not have the digest that names the artifact")]
+        return check(build)
+
+
+def open_store(path: Path | str | None = None) -> Store:
+    """Open the store at `path`, at $SIMCLR_STORE, or at ./artifacts."""
+    return Store(Path(path) if path is not None else None)

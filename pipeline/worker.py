@@ -1,0 +1,193 @@
+"""Runs one step: takes the lease, gives the stage its Run, publishes what it wrote. The only importer of stage code."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import SoftFileLease, Timeout
+
+from pipeline import provenance
+from pipeline.errors import Held, Interrupted
+from pipeline.manifest import FILES, replace_file
+from pipeline.progress import Reporter
+from pipeline.recipe import Step
+from pipeline.run import Ancestor, Input, Run, append_line
+from pipeline.settings import hashed_subset, plain
+from pipeline.store import Record, Store
+
+LEASE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step with everything resolved."""
+
+    recipe: str
+    step: Step
+    seed: int | None
+    """None where the seed does not change the result."""
+    key: str
+    inputs: dict[str, Any]
+    """As in Record.inputs."""
+    input_records: dict[str, list[tuple[str, Record]]]
+    """By setting: (name, record) of each artifact."""
+    fresh: bool = False
+    """Discard checkpoints first."""
+    force: bool = False
+    """Make the result current, even if another was."""
+
+
+def run_step(store: Store, job: Job) -> Record:
+    """Run a step alone in this process.
+
+    Returns:
+        The record of what is current for its key afterwards.
+
+    Raises:
+        Held: another process is at the same step.
+        Interrupted: SIGINT or SIGTERM; the same command resumes.
+    """
+    work = store.work(job.step.stage.name, job.key)
+    work.mkdir(parents=True, exist_ok=True)
+    with _lease(work):
+        made_meanwhile = store.current(job.step.stage.name, job.key)
+        if made_meanwhile is not None and not job.force:
+            return made_meanwhile
+        if job.fresh:
+            for name in ("checkpoints", "quarantine"):
+                shutil.rmtree(work / name, ignore_errors=True)
+        for left in work.glob("out.tmp-*"):
+            shutil.rmtree(left)
+        out = work / f"out.tmp-{os.getpid()}"
+        (out / FILES).mkdir(parents=True)
+        reporter = Reporter(job.step.name)
+        run = _run(store, job, out / FILES, work, reporter)
+        _attempt(work, run, job)
+        digest, size_bytes = store.publish(out, job.step.stage.name)
+        attempts = _attempts(work)
+        record = Record(
+            stage=job.step.stage.name,
+            stage_version=job.step.stage.version,
+            key=job.key,
+            digest=digest,
+            recipe=job.recipe,
+            step=job.step.name,
+            seed=job.seed,
+            settings=plain(job.step.settings),
+            hashed_settings=hashed_subset(job.step.settings),
+            inputs=job.inputs,
+            input_runs=[[one.stage, one.key, one.digest] for group in job.input_records.values() for _, one in group],
+            size_bytes=size_bytes,
+            code=provenance.code(),
+            environment=provenance.environment() | {"device": str(run.device) if "device" in vars(run) else None},
+            attempts=attempts,
+            counts=run.counts,
+            messages=reporter.messages,
+            seconds=round(sum(attempt["seconds"] or 0.0 for attempt in attempts), 3),
+            finished_at=time.time(),
+        )
+        current = store.write_record(record, repoint=job.force)
+        timing = work / "timing.jsonl"
+        if timing.is_file():
+            replace_file(store.timing(record.stage, record.key, record.digest), timing.read_bytes())
+        _clear(work)
+        return current
+
+
+def _clear(work: Path) -> None:
+    """Empty a finished step's work folder, but for the lease, which is still held."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith("lease"):
+            path.unlink()
+
+
+def _run(store: Store, job: Job, out: Path, work: Path, reporter: Reporter) -> Run:
+    inputs = {
+        field: [Input(name, one.stage, one.key, one.digest, store.files(one.stage, one.digest)) for name, one in group]
+        for field, group in job.input_records.items()
+    }
+    seen: dict[str, Record] = {}
+    for group in job.input_records.values():
+        for _, one in group:
+            seen |= {ancestor.key: ancestor for ancestor in store.ancestors(one)}
+    ancestors = [
+        Ancestor(
+            one.step, one.stage, one.stage_version, one.key, one.digest, one.seed, one.settings, one.inputs,
+            store.files(one.stage, one.digest),
+        )
+        for one in seen.values()
+    ]  # fmt: skip
+    return Run(
+        recipe=job.recipe, step=job.step.name, seed=job.seed or 0, settings=job.step.settings, inputs=inputs,
+        ancestors=ancestors, out=out, work=work, reporter=reporter,
+    )  # fmt: skip
+
+
+def _attempt(work: Path, run: Run, job: Job) -> None:
+    """Call the stage's function, with signals caught, and log how the attempt began and ended."""
+    stage = job.step.stage
+    function = getattr(importlib.import_module(stage.module), stage.name)
+    started = time.time()
+    log = work / "attempts.jsonl"
+    append_line(
+        log, {"event": "start", "at": started, "host": socket.gethostname(), "process": os.getpid(), "ranks": 1}
+    )
+    handlers = {number: signal.signal(number, run.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended = "failed"
+    try:
+        function(run, job.step.settings)
+        ended = "finished"
+    except Interrupted:
+        ended = "interrupted"
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        append_line(log, {"event": "end", "ended": ended, "seconds": time.time() - started})
+
+
+def _attempts(work: Path) -> list[dict[str, Any]]:
+    """One entry an attempt from the log; one that was killed has no end, and no seconds."""
+    attempts: list[dict[str, Any]] = []
+    for line in (work / "attempts.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        kind = event.pop("event")
+        if kind == "start":
+            attempts.append(event | {"first_step": None, "last_checkpoint": None, "ended": "killed", "seconds": None})
+        elif kind == "training":
+            attempts[-1]["first_step"] = event["first_step"]
+        elif kind == "checkpoint":
+            attempts[-1]["last_checkpoint"] = event["step"]
+        else:
+            attempts[-1] |= event
+    return attempts
+
+
+@contextmanager
+def _lease(work: Path) -> Iterator[None]:
+    """Hold the step's lease. It only saves wasted work: what is published is right without it."""
+    path = work / "lease"
+    holder = path.read_text(errors="replace") if path.is_file() else ""
+    # A dead holder on this machine is recognised at once; one elsewhere, only by its silence.
+    elsewhere = bool(holder) and f"host={socket.gethostname()}\n" not in holder
+    lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, timeout=LEASE_SECONDS + 5 if elsewhere else 0)
+    try:
+        lease.acquire()
+    except Timeout as error:
+        who = ", ".join(line for line in holder.splitlines() if line.startswith(("pid=", "host=")))
+        raise Held(f"another process is at this step ({who or 'it has just begun'}); lease {path}") from error
+    try:
+        yield
+    finally:
+        lease.release()

@@ -1,0 +1,22 @@
+"""The stages and their settings. Torch-free: the command line reads it to validate recipes and to write the schema."""
+
+from pipeline.stage import Stage
+from stages.settings.augment import Augment
+from stages.settings.embed import Embed
+from stages.settings.pretrain import Pretrain
+from stages.settings.probe import Probe
+from stages.settings.report import Report
+from stages.settings.shard import Shard
+
+STAGES = {
+    name: Stage(name, settings, module=f"stages.{name}")
+    for name, settings in {
+        "shard": Shard,
+        "augment": Augment,
+        "pretrain": Pretrain,
+        "embed": Embed,
+        "probe": Probe,
+        "report": Report,
+    }.items()
+}
+"""Every stage by name; adding one is a file here, a file in stages/, and a line."""

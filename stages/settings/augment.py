@@ -1,0 +1,37 @@
+"""Settings of the stage `augment`."""
+
+from typing import ClassVar, Literal
+
+from pipeline.settings import StageSettings, artifact, setting
+
+Interval = tuple[float, float]
+
+
+class Augment(StageSettings):
+    """Resolve the view policy of SimCLR (Chen et al. 2020, appendix A) and draw a contact sheet of real views.
+
+    A field that is left out takes the value of the preset.
+    """
+
+    stage_version: ClassVar[int] = 1
+
+    shards: str = artifact("shard", description="images whose training part gives mean and std")
+    preset: Literal["natural", "colour-matters", "grey", "microscopy", "aerial", "text"] = setting(
+        "natural", "what the images are: decides flips, rotations and colours"
+    )
+    image_size: int = setting(32, "height and width of a view, in pixels", ge=4)
+    crop_area: Interval | None = setting(None, "share of the image's area that a crop covers, [smallest, largest]")
+    crop_ratio: Interval | None = setting(None, "width / height of a crop, [smallest, largest]")
+    horizontal_flip: float | None = setting(None, "probability", ge=0, le=1)
+    vertical_flip: float | None = setting(None, "probability", ge=0, le=1)
+    quarter_turns: float | None = setting(None, "probability of a rotation by 90, 180 or 270 degrees", ge=0, le=1)
+    colour_jitter: float | None = setting(None, "probability", ge=0, le=1)
+    colour_strength: float | None = setting(
+        None, "s of the paper: brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s", ge=0, le=2
+    )
+    grey: float | None = setting(None, "probability", ge=0, le=1)
+    blur: float | None = setting(None, "probability; 0 in the presets for views of 64 pixels or less", ge=0, le=1)
+    blur_sigma: Interval | None = setting(None, "standard deviation of the blur in pixels, [smallest, largest]")
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = setting(None, "how a crop is resized")
+    antialias: bool | None = setting(None, "widen the interpolation kernel where a crop is scaled down")
+    contact_sheet_images: int = setting(12, "images on the contact sheet", ge=1, le=64)

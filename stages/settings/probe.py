@@ -1,0 +1,42 @@
+"""Settings of the stage `probe`."""
+
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from pipeline.settings import Settings, StageSettings, artifact, setting
+
+
+class PenaltyPath(Settings):
+    """A path of L2 penalties, evenly spaced in their logarithm (lambda on the mean loss)."""
+
+    smallest: float = setting(1e-8, "smallest penalty", gt=0)
+    largest: float = setting(1e2, "largest penalty", gt=0)
+    count: int = setting(21, "values on the path", ge=2)
+
+
+class Probe(StageSettings):
+    """How good features are: logistic regression, nearest neighbours, and both with few labels."""
+
+    stage_version: ClassVar[int] = 1
+
+    features: str = artifact("embed", description="features of all splits")
+    penalties: PenaltyPath = setting(PenaltyPath(), "penalties that are tried")
+    held_out_fraction: float = setting(0.1, "share of train, stratified, that chooses the penalty", gt=0, lt=1)
+    folds: int = setting(5, "folds that choose the penalty inside a small subset", ge=2)
+    label_fractions: tuple[float, ...] = setting((0.01, 0.1), "shares of the labels; all of them always")
+    subsets: tuple[int, ...] = setting((10, 5), "subsets drawn at each of these shares")
+    neighbours: tuple[int, ...] = setting((20, 200), "k of the nearest-neighbour classifier")
+    neighbour_temperature: float = setting(0.1, "weight of a neighbour: exp(similarity / temperature)", gt=0)
+    bootstrap_samples: int = setting(1000, "resamplings of the test part for a 95% interval", ge=100)
+    max_iterations: int = setting(500, "of L-BFGS for one penalty", ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Probe":
+        if len(self.subsets) != len(self.label_fractions):
+            raise ValueError("subsets needs one number for each of label_fractions")
+        if any(not 0 < fraction < 1 for fraction in self.label_fractions):
+            raise ValueError("label_fractions are above 0 and below 1; all labels are always there")
+        if self.penalties.smallest >= self.penalties.largest:
+            raise ValueError("penalties.smallest must be below penalties.largest")
+        return self

@@ -1,0 +1,22 @@
+"""Settings of the stage `report`."""
+
+from typing import ClassVar
+
+from pipeline.settings import StageSettings, artifact, setting
+
+
+class Report(StageSettings):
+    """One HTML file, and report.json with every number in it."""
+
+    stage_version: ClassVar[int] = 1
+    reads_ancestors: ClassVar[bool] = True
+
+    of: tuple[str, ...] = artifact("probe", "embed", description="what is compared: probes, or features without labels")
+    title: str | None = setting(None, "heading; the recipe's name if left out")
+    health_samples: int = setting(
+        10_000, "training images at most that effective rank and spectrum of features are measured on", ge=2
+    )
+    neighbour_queries: int = setting(8, "images that are shown with their nearest neighbours", ge=1, le=50)
+
+    def depends_on_seed(self) -> bool:
+        return False

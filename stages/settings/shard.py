@@ -1,0 +1,64 @@
+"""Settings of the stage `shard`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from pipeline.settings import Estimate, ForeignInput, StageSettings, setting
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+DIGITS = Estimate(1797, 2**20, 0)
+PROCESS_BYTES = 700 * 2**20  # what one process takes with its libraries and one large photograph
+
+
+class Shard(StageSettings):
+    """Pack images into WebDataset tars with an index, splits, classes and counts."""
+
+    stage_version: ClassVar[int] = 1
+
+    source: str = setting(
+        ...,
+        "`folder:PATH` (class = parent folder; train/ val/ test/ are splits) or `sklearn:digits`",
+        hashed=False,  # counts by content: see foreign_inputs
+        pattern=r"^(folder:.+|sklearn:digits)$",
+    )
+    labels: Literal["folder", "none"] = setting("folder", "class = name of the parent folder, or no labels")
+    splits: Literal["given", "drawn"] | None = setting(
+        None,
+        "given: the top folders train/ val/ test/, all else is left out; drawn: by the fractions; left out: given "
+        "where every image lies in such a folder, drawn where none does",
+    )
+    val_fraction: float = setting(0.0, "share of the images that becomes `val` where splits are drawn", ge=0, lt=1)
+    test_fraction: float = setting(0.2, "share of the images that becomes `test` where splits are drawn", ge=0, lt=1)
+    max_short_side: int = setting(512, "a longer short side is scaled down to this, in pixels", ge=1)
+    max_long_side: int = setting(1024, "a longer long side is scaled down to this, in pixels", ge=1)
+    jpeg_quality: int = setting(95, "quality of JPEG images that have to be encoded again", ge=1, le=100)
+    background: tuple[int, int, int] = setting((255, 255, 255), "RGB under transparent pixels, 0 to 255 each")
+    images_per_shard: int = setting(5000, "images that are tried for one tar", ge=1)
+    max_rejected: float = setting(0.005, "largest share of unreadable images before the stage fails", ge=0, le=1)
+    workers: int = setting(2, "processes that read and encode images", hashed=False, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Shard":
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction and test_fraction together must leave something for train")
+        if any(not 0 <= value <= 255 for value in self.background):
+            raise ValueError("background has three values from 0 to 255")
+        return self
+
+    def estimate(self, inputs: Mapping[str, list[Estimate]]) -> Estimate:
+        images = inputs["source"][0] if inputs["source"] else Estimate(0, 0, 0)
+        if self.source == "sklearn:digits":
+            images = DIGITS
+        # A copied image keeps its size; the tar adds two headers, a label and padding.
+        return Estimate(images.samples, images.disk_bytes + 2048 * images.samples, self.workers * PROCESS_BYTES)
+
+    def foreign_inputs(self) -> dict[str, ForeignInput]:
+        kind, _, path = self.source.partition(":")
+        if kind == "folder":
+            return {"source": ForeignInput("folder", (Path(path).expanduser(),), IMAGE_SUFFIXES)}
+        return {"source": ForeignInput(self.source)}

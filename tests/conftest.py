@@ -1,0 +1,65 @@
+"""Fixtures that several test modules share."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.progress import Reporter
+from pipeline.run import Ancestor, Input, Run
+from stages.settings import STAGES
+
+torch.set_num_threads(1)  # byte equality is promised for equal threads; and tests run beside one another
+
+RunStage = Callable[..., Path]
+
+
+@pytest.fixture
+def run_stage(tmp_path: Path) -> RunStage:
+    """Runs a stage's function with a real Run, outside any store; returns the folder of the files it wrote."""
+    made = 0
+
+    def run(
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Path | list[Path]] | None = None,
+        seed: int = 0,
+        ancestors: list[Ancestor] | None = None,
+    ) -> Path:
+        nonlocal made
+        made += 1
+        work = tmp_path / f"{made}-{stage}"
+        out = work / "files"
+        out.mkdir(parents=True)
+        groups = {
+            field: [Input(path.parent.name, "", "0" * 64, "0" * 64, path) for path in _listed(paths)]
+            for field, paths in (inputs or {}).items()
+        }
+        named = {
+            field: [one.name for one in groups[field]] if isinstance(paths, list) else groups[field][0].name
+            for field, paths in (inputs or {}).items()
+        }
+        typed = STAGES[stage].settings.model_validate_json(json.dumps({**named, **settings}), strict=True)
+        given = Run(
+            recipe="test",
+            step=stage,
+            seed=seed,
+            settings=typed,
+            inputs=groups,
+            ancestors=ancestors or [],
+            out=out,
+            work=work,
+            reporter=Reporter(stage),
+        )
+        module = __import__(STAGES[stage].module, fromlist=[stage])
+        getattr(module, stage)(given, typed)
+        return out
+
+    return run
+
+
+def _listed(paths: Path | list[Path]) -> list[Path]:
+    return paths if isinstance(paths, list) else [paths]
