@@ -307,3 +307,7 @@ def guarded(command: Callable[[], Any]) -> int:
 def _fail(message: str, code: int) -> int:
     print(f"simclr: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

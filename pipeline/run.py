@@ -47,6 +47,9 @@ class Ancestor:
     digest: str
     seed: int | None
     settings: dict[str, Any]
+    """Those that can change the result: what is shown of them is a function of the key."""
+    changed_settings: dict[str, Any]
+    """Those of them that are not at their default."""
     inputs: dict[str, Any]
     files: Path
 
@@ -175,7 +178,8 @@ class Run:
         if self.signal is not None or not self.in_training:
             raise Interrupted(number)
         self.signal = number
-        self.reporter.line(f"signal {number}: ends after this step, with a checkpoint")
+        # Straight to the descriptor: the handler may have come in the middle of another line.
+        os.write(2, f"signal {number}: ends after this step, with a checkpoint\n".encode())
 
 
 class Training:

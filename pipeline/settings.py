@@ -96,6 +96,12 @@ def hashed_subset(settings: Settings) -> dict[str, Any]:
     return subset
 
 
+def changed_subset(settings: Settings) -> dict[str, Any]:
+    """The part of `hashed_subset` that is not at its default."""
+    hashed, changed = hashed_subset(settings), settings.model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in changed.items() if name in hashed}
+
+
 def plain(settings: Settings) -> dict[str, Any]:
     """All settings as plain data."""
     return settings.model_dump(mode="json")

@@ -41,6 +41,9 @@ class Record:
     seed: int | None
     settings: dict[str, Any]
     hashed_settings: dict[str, Any]
+    """Those that can change the result."""
+    changed_settings: dict[str, Any]
+    """Those of them that are not at their default."""
     inputs: dict[str, Any]
     """By setting: a digest, `foreign:...`, or for settings with several a list of [name, digest]."""
     input_runs: list[list[str]]

@@ -21,7 +21,7 @@ from pipeline.manifest import FILES, replace_file
 from pipeline.progress import Reporter
 from pipeline.recipe import Step
 from pipeline.run import Ancestor, Input, Run, append_line
-from pipeline.settings import hashed_subset, plain
+from pipeline.settings import changed_subset, hashed_subset, plain
 from pipeline.store import Record, Store
 
 LEASE_SECONDS = 30.0
@@ -84,6 +84,7 @@ def run_step(store: Store, job: Job) -> Record:
             seed=job.seed,
             settings=plain(job.step.settings),
             hashed_settings=hashed_subset(job.step.settings),
+            changed_settings=changed_subset(job.step.settings),
             inputs=job.inputs,
             input_runs=[[one.stage, one.key, one.digest] for group in job.input_records.values() for _, one in group],
             size_bytes=size_bytes,
@@ -123,7 +124,8 @@ def _run(store: Store, job: Job, out: Path, work: Path, reporter: Reporter) -> R
             seen |= {ancestor.key: ancestor for ancestor in store.ancestors(one)}
     ancestors = [
         Ancestor(
-            one.step, one.stage, one.stage_version, one.key, one.digest, one.seed, one.settings, one.inputs,
+            one.step, one.stage, one.stage_version, one.key, one.digest, one.seed, one.hashed_settings,
+            one.changed_settings, one.inputs,
             store.files(one.stage, one.digest),
         )
         for one in seen.values()

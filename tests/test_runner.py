@@ -212,4 +212,6 @@ def test_records_say_what_made_an_artifact(world: World) -> None:
     assert lineage == ["numbers", "train", "other", "table"]
     timing = world.store.timing(record.stage, record.key, record.digest)
     assert all(json.loads(line)["images_per_second"] > 0 for line in timing.read_text().splitlines())
-    assert not list(world.store.work("train", record.key).glob("checkpoints/*")), "a finished step drops its checkpoints"
+    assert not list(world.store.work("train", record.key).glob("checkpoints/*")), (
+        "a finished step drops its checkpoints"
+    )

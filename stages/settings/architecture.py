@@ -15,4 +15,7 @@ class Architecture(Settings):
     small_stem_up_to: int = setting(
         64, "inputs of this many pixels or less get a 3x3 stem without pooling (ResNets; Chen et al. 2020, B.9)", ge=0
     )
-    pretrained: bool = setting(False, "start from the library's published weights; their licence is recorded")
+    pretrained: bool = setting(
+        False,
+        "start from the library's published weights (their licence is recorded); a ResNet then needs the large stem",
+    )

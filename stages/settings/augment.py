@@ -1,10 +1,22 @@
 """Settings of the stage `augment`."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
 
 from pipeline.settings import StageSettings, artifact, setting
 
-Interval = tuple[float, float]
+
+def _check_increasing(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("the smallest value comes first")
+    return interval
+
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Interval = Annotated[tuple[Positive, Positive], AfterValidator(_check_increasing)]
+ShareInterval = Annotated[tuple[Share, Share], AfterValidator(_check_increasing)]
 
 
 class Augment(StageSettings):
@@ -17,21 +29,29 @@ class Augment(StageSettings):
 
     shards: str = artifact("shard", description="images whose training part gives mean and std")
     preset: Literal["natural", "colour-matters", "grey", "microscopy", "aerial", "text"] = setting(
-        "natural", "what the images are: decides flips, rotations and colours"
+        "natural", "what the images are: decides crops, flips, turns and colours"
     )
     image_size: int = setting(32, "height and width of a view, in pixels", ge=4)
-    crop_area: Interval | None = setting(None, "share of the image's area that a crop covers, [smallest, largest]")
+    crop_area: ShareInterval | None = setting(None, "share of the image's area that a crop covers, [smallest, largest]")
     crop_ratio: Interval | None = setting(None, "width / height of a crop, [smallest, largest]")
     horizontal_flip: float | None = setting(None, "probability", ge=0, le=1)
     vertical_flip: float | None = setting(None, "probability", ge=0, le=1)
     quarter_turns: float | None = setting(None, "probability of a rotation by 90, 180 or 270 degrees", ge=0, le=1)
-    colour_jitter: float | None = setting(None, "probability", ge=0, le=1)
+    colour_jitter: float | None = setting(None, "probability of the four colour operators", ge=0, le=1)
     colour_strength: float | None = setting(
-        None, "s of the paper: brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s", ge=0, le=2
+        None, "s of the paper: multiplies brightness, contrast, saturation and hue", ge=0, le=2
+    )
+    brightness: float | None = setting(None, "largest change of brightness, at strength 1", ge=0, le=2)
+    contrast: float | None = setting(None, "largest change of contrast, at strength 1", ge=0, le=2)
+    saturation: float | None = setting(None, "largest change of saturation, at strength 1", ge=0, le=2)
+    hue: float | None = setting(
+        None, "largest shift of hue, as a share of the colour circle, at strength 1", ge=0, le=0.25
     )
     grey: float | None = setting(None, "probability", ge=0, le=1)
     blur: float | None = setting(None, "probability; 0 in the presets for views of 64 pixels or less", ge=0, le=1)
-    blur_sigma: Interval | None = setting(None, "standard deviation of the blur in pixels, [smallest, largest]")
+    blur_sigma: Interval | None = setting(
+        None, "standard deviation of the blur in pixels of the view, [smallest, largest]"
+    )
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = setting(None, "how a crop is resized")
     antialias: bool | None = setting(None, "widen the interpolation kernel where a crop is scaled down")
     contact_sheet_images: int = setting(12, "images on the contact sheet", ge=1, le=64)

@@ -1,0 +1,349 @@
+"""Multinomial logistic regression over a path of L2 penalties, exact and quick on two cores.
+
+    objective(W, b) = mean_i cross_entropy(W x_i + b, y_i) + penalty / 2 * ||W||^2      (the bias b is not penalised)
+
+so that scikit-learn's C is 1 / (penalty * N). What makes it quick, none of which moves the minimum:
+
+- The objective does not change when features are centred (the bias takes it up) or rotated. They are rotated to their
+  principal axes, where the covariance, and nearly the Hessian, is diagonal: `spread * variance + penalty`, `spread`
+  being the mean of p (1 - p) at the moment. That diagonal preconditions L-BFGS: some ten iterations instead of hundreds.
+- More dimensions than rows: the features are reduced to the space that the rows span.
+- The path is walked from the largest penalty down. Each problem starts at the extrapolation of the two before and
+  with their curvature pairs, which are corrected exactly for the change of the penalty.
+- Small problems (folds of subsets) are solved side by side, S at a time.
+
+Precision: float32 features take float32 products and float64 sums. The probability that a sample misses is summed over
+the other classes, never taken as 1 - p, so that separable data keep their digits at the smallest penalties.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stages.evaluation.lbfgs import Evaluation, History, minimise
+
+CURVATURE_PAIRS = 10
+LARGEST_ROTATION = 6000
+"""Dimensions (or rows, if fewer) up to which features are rotated: the cost is cubic."""
+SMALLEST_VARIANCE = 1e-13
+"""Of the largest: what is below is rounding, and left out when features are reduced to the space of their rows."""
+CHUNK_ELEMENTS = 2**21
+BATCH_ELEMENTS = 2**22
+"""Features that are put side by side in one batch; above, nothing is left to gain."""
+
+
+@dataclass(frozen=True)
+class LogisticPath:
+    """Solutions for P penalties, C classes, D dimensions.
+
+    A class without a row has no finite optimum: its weights are 0 and its bias is minus infinity.
+    """
+
+    penalties: Tensor
+    """[P], in the order that was asked for."""
+    weights: Tensor
+    """[P, C, D], of the features as they were given."""
+    biases: Tensor
+    """[P, C], with mean zero over the classes that have rows."""
+    objectives: Tensor
+    """[P], float64."""
+    iterations: Tensor
+    """[P], evaluations of the objective."""
+    converged: Tensor
+    """[P], whether the objective is estimated to be within the tolerance of its minimum."""
+
+    def logits(self, features: Tensor, index: int) -> Tensor:
+        """[N, D] -> [N, C], for the penalty at `index`."""
+        return torch.addmm(self.biases[index], features, self.weights[index].T)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Most probable class, the first of equals, for every penalty: [N, D] -> int64 [P, N]."""
+        return torch.stack([self.logits(features, index).argmax(1) for index in range(len(self.penalties))])
+
+
+def fit_logistic_path(
+    features: Tensor,
+    labels: Tensor,
+    penalties: Sequence[float],
+    *,
+    classes: int | None = None,
+    standardise: bool = False,
+    max_iterations: int = 500,
+    tolerance: float = 1e-6,
+) -> LogisticPath:
+    """Fit one multinomial logistic regression for each penalty.
+
+    Args:
+        features: [N, D], float32 or float64; all arithmetic is in this type.
+        labels: int64 [N], 0 to classes - 1.
+        penalties: lambda on the mean loss, all above 0, in any order.
+        classes: C; one more than the largest label if left out.
+        standardise: divide each dimension by its standard deviation over these rows (leaving out constant ones) before
+            it is penalised; the weights that come back are for the features as given all the same.
+        max_iterations: evaluations of the objective for one penalty.
+        tolerance: relative distance of the objective from its minimum that ends the descent, as estimated (half the
+            Newton decrement); the true distance stays within about 30 times that, on separable data at the worst.
+
+    Raises:
+        ValueError: shapes, labels or penalties that do not fit, or features that are not finite.
+    """
+    return fit_logistic_paths(
+        [features],
+        [labels],
+        penalties,
+        classes=classes,
+        standardise=standardise,
+        max_iterations=max_iterations,
+        tolerance=tolerance,
+    )[0]
+
+
+def fit_logistic_paths(
+    features: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    penalties: Sequence[float],
+    *,
+    classes: int | None = None,
+    standardise: bool = False,
+    max_iterations: int = 500,
+    tolerance: float = 1e-6,
+) -> list[LogisticPath]:
+    """The same for several sets of rows (subsets, folds), each on its own; small ones are solved side by side."""
+    if not penalties or min(penalties) <= 0:
+        raise ValueError(f"penalties must be above 0, not {list(penalties)}")
+    for rows, targets in zip(features, labels, strict=True):
+        _check(rows, targets, classes)
+    count = classes or 1 + max(int(targets.max()) for targets in labels)
+    order = sorted(range(len(penalties)), key=lambda index: -penalties[index])
+    descending = [float(penalties[index]) for index in order]
+    back = torch.tensor(order).argsort()
+    paths: list[LogisticPath] = []
+    batch: list[tuple[_Prepared, Tensor]] = []
+    for index, (rows, targets) in enumerate(zip(features, labels, strict=True)):
+        batch.append((_prepare(rows, standardise), targets))
+        size = max(prepared.features.numel() for prepared, _ in batch)
+        if index == len(features) - 1 or (len(batch) + 1) * size > BATCH_ELEMENTS:
+            problem = _Problem([one.features for one, _ in batch], [one for _, one in batch], count)
+            solutions = _walk(problem, descending, max_iterations, tolerance)
+            paths += [_unprepare(solutions, place, one, back) for place, (one, _) in enumerate(batch)]
+            batch = []
+    return paths
+
+
+def _check(features: Tensor, labels: Tensor, classes: int | None) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise ValueError(f"features [N, D] and labels [N] do not fit: {[*features.shape]} and {[*labels.shape]}")
+    if int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes):
+        raise ValueError(f"labels are from 0 to {'C' if classes is None else classes} - 1, not {int(labels.min())} to {int(labels.max())}")
+    if not torch.isfinite(features.sum(dtype=torch.float64)):
+        raise ValueError("features hold infinite numbers or NaN")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Features [N, R] that the solver sees, and how its weights lead back: W = (w @ axes^T) * scale."""
+
+    features: Tensor
+    axes: Tensor | None  # [D, R], orthonormal columns
+    mean: Tensor  # [D]
+    scale: Tensor  # [D]
+
+
+def _prepare(features: Tensor, standardise: bool) -> _Prepared:
+    """Centre, scale and rotate to principal axes (fewer than dimensions if rows are fewer)."""
+    mean, deviation = mean_and_deviation(features)
+    scale = torch.ones_like(mean)
+    if standardise:
+        scale = torch.where(deviation > 0, 1 / deviation, 0)
+    mean, scale = mean.to(features.dtype), scale.to(features.dtype)
+    rows = (features - mean).mul_(scale)
+    count, dimensions = rows.shape
+    if min(count, dimensions) > LARGEST_ROTATION:
+        return _Prepared(rows, None, mean, scale)
+    if dimensions <= count:
+        _, axes = torch.linalg.eigh(_product(rows))
+        axes = axes.to(rows.dtype)
+        return _Prepared(rows @ axes, axes, mean, scale)
+    variances, left = torch.linalg.eigh(_product(rows.T))
+    kept = variances > SMALLEST_VARIANCE * variances[-1]
+    lengths = variances[kept].sqrt()
+    left = left[:, kept]
+    axes = (rows.T.double() @ left) / lengths
+    return _Prepared((left * lengths).to(rows.dtype), axes.to(rows.dtype), mean, scale)
+
+
+def _product(rows: Tensor) -> Tensor:
+    """rows^T rows in float64, [D, D], without a float64 copy of all rows."""
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    # Where rows are few, exactness decides what counts as rounding; where they are many, only the axes matter.
+    exact = len(rows) <= 2 * rows.shape[1] or rows.shape[1] <= 512
+    for part in rows.split(4096):
+        part = part.double() if exact else part
+        total += part.T @ part
+    return total
+
+
+def mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (of all rows, as a population) of each dimension in float64; [N, D] -> [D], [D].
+
+    A dimension that varies by no more than rounding has deviation 0.
+    """
+    mean = features.mean(0, dtype=torch.float64)
+    square = torch.zeros_like(mean)
+    for part in features.split(4096):
+        square += (part - mean).pow_(2).sum(0)
+    deviation = (square / len(features)).sqrt()
+    return mean, torch.where(deviation > 4 * torch.finfo(features.dtype).eps * mean.abs(), deviation, 0)
+
+
+class _Problem:
+    """S sets of rows of equal shape: [S, N, R], short ones padded by rows and columns that count nothing."""
+
+    def __init__(self, features: Sequence[Tensor], labels: Sequence[Tensor], classes: int):
+        sets, rows, columns = len(features), max(map(len, features)), max(part.shape[1] for part in features)
+        like = features[0]
+        self.classes = classes
+        if sets == 1:
+            self.features = like[None]
+        else:
+            self.features = like.new_zeros(sets, rows, columns)
+        self.labels = torch.zeros(sets, rows, dtype=torch.int64, device=like.device)
+        self.row_weights = like.new_zeros(sets, rows)
+        self.absent = like.new_full((sets, classes), -torch.inf)  # added to the biases of classes without a row
+        self.shares = torch.zeros_like(self.absent)
+        for index, (part, targets) in enumerate(zip(features, labels, strict=True)):
+            if sets > 1:
+                self.features[index, : len(part), : part.shape[1]] = part
+            self.labels[index, : len(part)] = targets
+            self.row_weights[index, : len(part)] = 1 / len(part)
+            counts = torch.bincount(targets, minlength=classes)
+            self.absent[index, counts > 0] = 0
+            self.shares[index] = counts / len(part)
+        self.variances = torch.stack([
+            torch.nn.functional.pad((part * part).mean(0), (0, columns - part.shape[1])) for part in features
+        ])  # fmt: skip
+
+    def start(self) -> Tensor:
+        """No weights, and the biases that fit the class counts: the solution of an infinite penalty. [S, C * (R + 1)]"""
+        sets, _, columns = self.features.shape
+        variables = self.features.new_zeros(sets, self.classes, columns + 1)
+        variables[..., -1] = torch.where(self.shares > 0, self.shares.log(), 0)
+        return variables.flatten(1)
+
+    def penalised(self) -> Tensor:
+        """1 for a weight, 0 for a bias: [C * (R + 1)]."""
+        mask = self.features.new_ones(self.classes, self.features.shape[2] + 1)
+        mask[:, -1] = 0
+        return mask.flatten()
+
+    def evaluate(self, variables: Tensor, penalty: float) -> Evaluation:
+        """Objective, gradient and rough Hessian diagonal at [S, C * (R + 1)]: two products over the rows."""
+        sets, rows, columns = self.features.shape
+        variables = variables.view(sets, self.classes, columns + 1)
+        weights, biases = variables[..., :-1].contiguous(), variables[..., -1:] + self.absent[..., None]
+        value = penalty / 2 * weights.double().pow(2).sum((1, 2))
+        gradient = torch.zeros_like(variables)
+        slope = penalty * weights
+        slope_biases = value.new_zeros(sets, self.classes)
+        spread = torch.zeros_like(value)
+        size = max(256, CHUNK_ELEMENTS // (sets * max(columns, self.classes)))
+        for begin in range(0, rows, size):
+            part = slice(begin, begin + size)
+            features, row_weights = self.features[:, part], self.row_weights[:, part]
+            logits = torch.baddbmm(biases, weights, features.transpose(1, 2))  # [S, C, n]
+            loss, chunk_spread = _softmax(logits, self.labels[:, None, part], row_weights[:, None])
+            value += loss
+            spread += chunk_spread
+            slope.baddbmm_(logits, features)
+            slope_biases += logits.sum(2, dtype=torch.float64)
+        gradient[..., :-1], gradient[..., -1] = slope, slope_biases
+        mean_spread = (spread / self.classes).clamp_min(1e-12).to(weights.dtype)[:, None, None]
+        variances = torch.nn.functional.pad(self.variances, (0, 1), value=1.0)[:, None]
+        curvature = (mean_spread * variances).expand_as(variables) + penalty * self.penalised().view_as(variables[0])
+        return Evaluation(value, gradient.flatten(1), curvature.clamp_min(1e-30).flatten(1))
+
+
+def _softmax(logits: Tensor, labels: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits [S, C, n] in place into the derivative of the weighted cross-entropy by them.
+
+    Returns the weighted cross-entropy [S] and the weighted sum of p (1 - p) over classes [S], both in float64.
+    """
+    logits -= logits.gather(1, labels)  # the label's own logit is 0 now
+    largest = logits.amax(1, keepdim=True)
+    logits.sub_(largest).exp_()
+    own = torch.exp(-largest)
+    logits.scatter_(1, labels, 0)
+    others = logits.sum(1, keepdim=True)
+    total = others + own
+    # own - 1 is exactly 0 where the label's logit is the largest, so that small losses keep their digits.
+    loss = ((largest + torch.log1p(others + (own - 1))) * row_weights).sum((1, 2), dtype=torch.float64)
+    missed = others / total
+    squares = (logits * logits).sum(1, keepdim=True) / (total * total)
+    spread = ((2 * missed - missed * missed - squares) * row_weights).sum((1, 2), dtype=torch.float64)
+    logits *= row_weights / total
+    logits.scatter_(1, labels, -(missed * row_weights))
+    return loss, spread
+
+
+@dataclass(frozen=True)
+class _Solutions:
+    """For S sets and P penalties in descending order."""
+
+    penalties: list[float]
+    variables: Tensor  # [P, S, C, R + 1]
+    objectives: Tensor  # [P, S]
+    iterations: Tensor  # [P, S]
+    converged: Tensor  # [P, S]
+    absent: Tensor  # [S, C]
+
+
+def _walk(problem: _Problem, penalties: Sequence[float], max_iterations: int, tolerance: float) -> _Solutions:
+    """Solve for each penalty in turn, the largest first."""
+    points = [problem.start()]
+    penalised = problem.penalised()
+    history = History(CURVATURE_PAIRS, points[0])
+    minima = []
+    for index, penalty in enumerate(penalties):
+        start = points[-1]
+        if index:
+            history.add_to_hessian((penalty - penalties[index - 1]) * penalised)
+        if index >= 2:
+            # The solution moves evenly with the logarithm of the penalty, or not at all.
+            before, last = (math.log(penalties[at - 1] / penalties[at]) for at in (index - 1, index))
+            start = points[-1] + (min(last / before, 2) if before else 0) * (points[-1] - points[-2])
+        minimum = minimise(partial(problem.evaluate, penalty=penalty), start, history, tolerance, max_iterations)
+        points.append(minimum.point)
+        minima.append(minimum)
+    shape = (len(penalties), *problem.absent.shape, -1)
+    return _Solutions(
+        [*penalties],
+        torch.stack(points[1:]).view(shape),
+        torch.stack([minimum.value for minimum in minima]),
+        torch.stack([minimum.iterations for minimum in minima]),
+        torch.stack([minimum.converged for minimum in minima]),
+        problem.absent,
+    )
+
+
+def _unprepare(solutions: _Solutions, index: int, prepared: _Prepared, order: Tensor) -> LogisticPath:
+    """The solutions of one set, for the features as they were given and in the order that was asked for."""
+    variables = solutions.variables[order, index]  # [P, C, R + 1]
+    absent = solutions.absent[index]
+    weights = variables[..., : prepared.features.shape[1]]
+    if prepared.axes is not None:
+        weights = weights @ prepared.axes.T
+    weights = weights * prepared.scale
+    biases = variables[..., -1].double() - weights.double() @ prepared.mean.double()
+    biases -= biases[:, absent == 0].mean(1, keepdim=True)
+    return LogisticPath(
+        torch.tensor(solutions.penalties, dtype=torch.float64)[order],
+        weights,
+        biases.to(weights.dtype) + absent,
+        solutions.objectives[order, index],
+        solutions.iterations[order, index],
+        solutions.converged[order, index],
+    )

@@ -1,0 +1,121 @@
+"""The index of an artifact of shards: where every sample lies, and what it must be."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+INDEX_FILE = "index.parquet"
+SUMMARY_FILE = "shards.json"
+REJECTED_FILE = "rejected.jsonl"
+FORMAT = 1
+NO_LABEL = -1
+TAR_BLOCK = 512
+TAR_RECORD = 20 * TAR_BLOCK
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("format", pa.string()),
+        ("label", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("xxh3", pa.uint64()),
+    ]
+)
+
+
+class DamagedShard(Exception):
+    """Shards or their index are not as they were written."""
+
+    exit_code = 4
+
+
+class Row(NamedTuple):
+    """A sample in the index.
+
+    Attributes:
+        split, shard, key: split, file name of the tar, path of the image relative to the source.
+        offset, size: place of the image's bytes in the tar.
+        format: `jpg` or `png`.
+        label: position in the list of classes, NO_LABEL without one.
+        height, width: in pixels.
+        xxh3: 64-bit hash of the image's bytes.
+    """
+
+    split: str
+    shard: str
+    key: str
+    offset: int
+    size: int
+    format: str
+    label: int
+    height: int
+    width: int
+    xxh3: int
+
+
+def rows_table(rows: Sequence[Row]) -> pa.Table:
+    """The rows as a table, still without ids."""
+    columns = zip(*rows, strict=True) if rows else [[] for _ in Row._fields]
+    schema = pa.schema([SCHEMA.field(name) for name in Row._fields])
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
+
+
+def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:
+    """Number all rows in the order given, and write them; returns the index."""
+    rows = pa.concat_tables(tables)
+    index = rows.add_column(0, SCHEMA.field("id"), pa.array(range(rows.num_rows), pa.int64())).cast(SCHEMA)
+    pq.write_table(index, folder / INDEX_FILE, compression="zstd")
+    return index
+
+
+def read_index(folder: Path, split: str) -> pa.Table:
+    """The rows of a split."""
+    try:
+        return pq.read_table(folder / INDEX_FILE, filters=[("split", "=", split)], schema=SCHEMA)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamagedShard(f"cannot read {folder / INDEX_FILE}: {error}") from error
+
+
+def padded(size: int) -> int:
+    """Bytes that a member's content of `size` bytes takes in a tar."""
+    return math.ceil(size / TAR_BLOCK) * TAR_BLOCK
+
+
+def tar_size(offset: int, size: int) -> int:
+    """Bytes of a tar whose last member's content has `size` bytes from `offset` on: two empty blocks follow."""
+    return math.ceil((offset + padded(size) + 2 * TAR_BLOCK) / TAR_RECORD) * TAR_RECORD
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write shards.json."""
+    text = json.dumps({"format": FORMAT} | summary, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read shards.json.
+
+    Raises:
+        DamagedShard: it is missing or no JSON.
+        ValueError: a newer version wrote it.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedShard(f"cannot read {folder / SUMMARY_FILE}: {error}") from error
+    if summary["format"] > FORMAT:
+        raise ValueError(f"{folder / SUMMARY_FILE} has format {summary['format']}; this version reads up to {FORMAT}")
+    return summary

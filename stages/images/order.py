@@ -1,0 +1,82 @@
+"""The order of samples in an epoch: a keyed permutation that is computed, never stored."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+MAX_LENGTH = 2**40
+ROUNDS = 8
+SMALLEST_BITS = 4  # with fewer, the halves are so short that some permutations come up too seldom
+
+
+class Order:
+    """Position in the epoch -> position of the sample, a permutation of range(length).
+
+    A Feistel network over the smallest power of two that holds `length` permutes that range; values outside are
+    permuted again until they fall inside (cycle walking: Black and Rogaway 2002, "Ciphers with arbitrary finite
+    domains"). Time per position and memory do not depend on `length`, so an epoch starts anywhere at once.
+    """
+
+    def __init__(self, seed: int, epoch: int, length: int):
+        """Args:
+        seed: any integer.
+        epoch: another permutation for each.
+        length: samples, up to 2**40.
+        """
+        if not 0 <= length <= MAX_LENGTH:
+            raise ValueError(f"length must be from 0 to 2**40, not {length}")
+        self.seed, self.epoch, self.length = seed, epoch, length
+        bits = max(SMALLEST_BITS, (length - 1).bit_length())
+        self._low_bits = np.uint64(bits // 2)
+        self._low_mask = np.uint64(2 ** (bits // 2) - 1)
+        self._high_mask = np.uint64(2 ** (bits - bits // 2) - 1)
+        digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * ROUNDS).digest()
+        self._keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, positions: ArrayLike | slice) -> np.ndarray:
+        """Sample positions, int64, in the shape of `positions` (a slice, or integers from 0 to length - 1).
+
+        Raises:
+            IndexError: a position lies outside.
+        """
+        if isinstance(positions, slice):
+            positions = np.arange(*positions.indices(self.length))
+        wanted = np.asarray(positions, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.length):
+            raise IndexError(f"positions must be from 0 to {self.length - 1}")
+        values = self._permute(wanted.astype(np.uint64).ravel())
+        outside = np.flatnonzero(values >= self.length)
+        while outside.size:
+            values[outside] = self._permute(values[outside])
+            outside = outside[values[outside] >= self.length]
+        return values.astype(np.int64).reshape(wanted.shape)
+
+    def _permute(self, values: np.ndarray) -> np.ndarray:
+        """One pass of the network over uint64 [n]."""
+        low, high = values & self._low_mask, values >> self._low_bits
+        for number, key in enumerate(self._keys):
+            if number % 2 == 0:
+                high ^= _mix(low, key) & self._high_mask
+            else:
+                low ^= _mix(high, key) & self._low_mask
+        return (high << self._low_bits) | low
+
+
+def order(seed: int, epoch: int, length: int) -> Order:
+    """The order of `length` samples in an epoch: `order(seed, epoch, length)[positions]` are sample positions."""
+    return Order(seed, epoch, length)
+
+
+def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
+    """A keyed hash of uint64 [n]: the finaliser of splitmix64 (Steele et al. 2014)."""
+    mixed = values + key
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -1,0 +1,251 @@
+"""Candidates into WebDataset tars: one chunk of candidates is one tar, so that bytes do not depend on processes."""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from webdataset.writer import TarWriter
+
+from stages.images.candidates import SPLITS, Candidate
+from stages.images.decode import UnreadableImage
+from stages.images.encode import Storage, encode
+from stages.images.index import NO_LABEL, Row, padded, rows_table
+
+PROCESSES_FROM = 2_000
+"""Fewer images are packed before another process has started."""
+
+
+class Rejected(NamedTuple):
+    """An image that could not be used."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The work of one tar.
+
+    Attributes:
+        path: the tar to write.
+        first_number: number of the first candidate; numbers are the keys in the tar.
+        labels: of each candidate, NO_LABEL without one.
+        root: folder that the candidates' files are relative to.
+    """
+
+    path: Path
+    split: str
+    first_number: int
+    candidates: list[Candidate]
+    labels: list[int]
+    root: Path | None
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class PixelSums:
+    """Exact sums over pixels, by channel: equal however images are grouped."""
+
+    pixels: int = 0
+    values: tuple[int, ...] = (0, 0, 0)
+    squares: tuple[int, ...] = (0, 0, 0)
+
+    def __add__(self, other: "PixelSums") -> "PixelSums":
+        return PixelSums(
+            self.pixels + other.pixels,
+            tuple(a + b for a, b in zip(self.values, other.values, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+        )
+
+    def mean(self) -> list[float]:
+        """Mean by channel, on the scale from 0 to 1."""
+        return [value / (255 * max(self.pixels, 1)) for value in self.values]
+
+    def std(self) -> list[float]:
+        """Standard deviation by channel (of the population), on the scale from 0 to 1."""
+        return [
+            math.sqrt(square * self.pixels - value**2) / (255 * max(self.pixels, 1))
+            for value, square in zip(self.values, self.squares, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What became of a chunk: index rows of its samples, rejected images, pixel sums, images copied unchanged."""
+
+    chunk: Chunk
+    rows: pa.Table
+    rejected: list[Rejected]
+    sums: PixelSums
+    copied: int
+
+
+def make_chunks(
+    candidates: Sequence[Candidate],
+    splits: Sequence[str],
+    classes: Sequence[str],
+    *,
+    root: Path | None,
+    storage: Storage,
+    images_per_shard: int,
+    folder: Path,
+) -> list[Chunk]:
+    """Cut the candidates, split by split, into the work of single tars in `folder`.
+
+    Args:
+        candidates: sorted by key.
+        splits: of each candidate.
+        classes: sorted names; a label is a position in them.
+    """
+    label_of: dict[str | None, int] = {name: label for label, name in enumerate(classes)} | {None: NO_LABEL}
+    chunks = []
+    number = 0
+    for split in SPLITS:
+        members = [one for one, its_split in zip(candidates, splits, strict=True) if its_split == split]
+        for shard, start in enumerate(range(0, len(members), images_per_shard)):
+            part = members[start : start + images_per_shard]
+            labels = [label_of[one.class_name] for one in part]
+            path = folder / f"{split}-{shard:06d}.tar"
+            chunks.append(Chunk(path, split, number, part, labels, root, storage))
+            number += len(part)
+    return chunks
+
+
+def pack(chunks: Sequence[Chunk], workers: int, advance: Callable[[int], None]) -> Iterator[Packed]:
+    """Write the tars of all chunks; yields what became of each, in order.
+
+    Args:
+        workers: processes; a small set is packed in this one.
+        advance: called with the number of images done since the last call.
+    """
+    images = sum(len(chunk.candidates) for chunk in chunks)
+    if workers > 1 and len(chunks) > 1 and images >= PROCESSES_FROM:
+        return _pack_in_processes(chunks, workers, advance)
+    return (pack_chunk(chunk, advance) for chunk in chunks)
+
+
+def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
+    """Write one tar, or none where no image can be read."""
+    rows: list[Row] = []
+    rejected: list[Rejected] = []
+    pixels, sums = 0, np.zeros((2, 3), dtype=np.int64)
+    copied = 0
+    # A fixed time (TarWriter's owners are fixed): equal samples give equal bytes.
+    with (
+        chunk.path.open("wb") as file,
+        TarWriter(file, encoder=False, compress=False, mtime=0) as writer,
+    ):
+        for place, (candidate, label) in enumerate(zip(chunk.candidates, chunk.labels, strict=True)):
+            try:
+                stored = encode(_read(candidate, chunk.root), chunk.storage)
+            except UnreadableImage as error:
+                rejected.append(Rejected(candidate.key, str(error)))
+                advance(1)
+                continue
+            sample = {"__key__": f"{chunk.first_number + place:09d}", stored.format: stored.content}
+            if label != NO_LABEL:
+                sample["cls"] = str(label).encode()
+            writer.write(sample)
+            size = len(stored.content)
+            # `cls` comes before `jpg` and `png`, so the image is the last that was written.
+            offset = writer.tarstream.offset - padded(size)
+            height, width = stored.pixels.shape[:2]
+            digest = xxhash.xxh3_64_intdigest(stored.content)
+            name = chunk.path.name
+            rows.append(
+                Row(chunk.split, name, candidate.key, offset, size, stored.format, label, height, width, digest)
+            )
+            if chunk.split == "train":
+                pixels += height * width
+                sums += pixel_sums(stored.pixels)
+            copied += stored.is_copied
+            advance(1)
+    if not rows:
+        chunk.path.unlink()
+    return Packed(chunk, rows_table(rows), rejected, PixelSums(pixels, *map(tuple, sums.tolist())), copied)
+
+
+def pixel_sums(pixels: np.ndarray) -> np.ndarray:
+    """Sums of values and of their squares over one image, uint8 [H, W, 3] -> int64 [2, 3]."""
+    flat = pixels.reshape(-1, 3)
+    total = np.zeros((2, 3), dtype=np.int64)
+    for start in range(0, len(flat), 2**20):  # in parts: int64 takes eight times the memory
+        channels = flat[start : start + 2**20].T.astype(np.int64, order="C")
+        total[0] += channels.sum(axis=1)
+        total[1] += np.einsum("cp,cp->c", channels, channels)
+    return total
+
+
+def _read(candidate: Candidate, root: Path | None) -> bytes:
+    if isinstance(candidate.image, bytes):
+        return candidate.image
+    try:
+        with open(os.path.join(root or "", candidate.image), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be opened: {error.strerror}") from error
+
+
+# Several processes
+
+STOPPED = -1
+_progress: "Synchronized[int] | None" = None  # in a worker process: images done, or STOPPED
+
+
+def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[[int], None]) -> Iterator[Packed]:
+    context = multiprocessing.get_context("spawn")
+    progress = context.Value("q", 0)
+    shown = 0
+    executor = ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_start_worker, initargs=(progress,))
+    try:
+        for future in [executor.submit(_pack_in_worker, chunk) for chunk in chunks]:
+            while not future.done():
+                wait([future], timeout=0.2)
+                done = progress.value
+                advance(done - shown)
+                shown = done
+            yield future.result()
+        advance(progress.value - shown)
+    finally:
+        with progress.get_lock():
+            pass
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(progress: "Synchronized[int]") -> None:
+    global _progress
+    _progress = progress
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well, and says when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: waiting for work, it would stay for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _pack_in_worker(chunk: Chunk) -> Packed:
+    return pack_chunk(chunk, _advance_in_worker)
+
+
+def _advance_in_worker(count: int) -> None:
+    assert _progress is not None
+    with _progress.get_lock():
+        if _progress.value == STOPPED:
+            raise InterruptedError("packing was stopped")
+        _progress.value += count

@@ -1,0 +1,129 @@
+"""Views of images: load a policy, give it batches.
+
+views = load(folder_of_the_artifact, seed=0)
+pair = views(images, sample_ids, epoch, sizes)  # float32 [2, B, 3, h, w], normalised
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.views.draws import Parameters, draw
+from stages.views.kornia_engine import kornia_views, normalise
+from stages.views.policy import (
+    PRESETS,
+    SMALL_IMAGE_SIZE,
+    Interpolation,
+    Policy,
+    PolicyError,
+    preset,
+    read_policy,
+    write_policy,
+)
+from stages.views.resample import Boxes, crop_and_resize
+
+__all__ = [
+    "PRESETS",
+    "Interpolation",
+    "Parameters",
+    "Policy",
+    "PolicyError",
+    "Views",
+    "draw",
+    "evaluation_view",
+    "kornia_views",
+    "load",
+    "preset",
+    "read_policy",
+    "write_policy",
+]
+
+EVALUATION_CROP = 0.875
+"""Share of the short side that evaluation looks at where views are large (google-research/simclr, CROP_PROPORTION)."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Two views of every image of a batch, by a policy and a seed. Made by `load`."""
+
+    policy: Policy
+    seed: int
+    device: torch.device | None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, sample_ids: Tensor, epoch: int, sizes: Tensor | None = None) -> Tensor:
+        """Draw and compute.
+
+        Args:
+            images: uint8 [B, 3, H, W], canvas padded at the bottom and right.
+            sample_ids: int64 [B]; with seed and epoch they decide all draws.
+            epoch: number of the epoch, from 0.
+            sizes: int64 [B, 2], height and width of each image; the whole canvas if left out.
+        Returns:
+            float32 [2, B, 3, h, w], normalised, on the engine's device (the images' if none was named).
+        Raises:
+            ValueError: images, ids or sizes of another type or shape.
+        """
+        images, sizes = _check_images(images, sizes, self.device)
+        if sample_ids.shape != images.shape[:1]:
+            raise ValueError(f"sample_ids must be one id an image, not {tuple(sample_ids.shape)} for {len(images)}")
+        parameters = draw(self.policy, self.seed, sample_ids.to(images.device), epoch, sizes)
+        with torch.autocast(images.device.type, enabled=False):
+            return kornia_views(images, parameters, self.policy).unflatten(0, (2, len(images)))
+
+
+def load(policy_or_path: Policy | Path | str, seed: int = 0, device: torch.device | str | None = None) -> Views:
+    """Views by a policy, or by the policy.json (or its folder) at a path.
+
+    Args:
+        seed: of the run: other seeds draw other views.
+        device: where to compute; where the images are if left out.
+    Raises:
+        PolicyError: the file is missing or broken.
+    """
+    policy = policy_or_path if isinstance(policy_or_path, Policy) else read_policy(Path(policy_or_path))
+    return Views(policy, seed, None if device is None else torch.device(device))
+
+
+@torch.no_grad()
+def evaluation_view(
+    images: Tensor,
+    sizes: Tensor | None,
+    image_size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    interpolation: Interpolation = "bilinear",
+    antialias: bool = True,
+) -> Tensor:
+    """The one view that evaluation and export use: a central square, resized. Nothing is drawn.
+
+    The square's side is the short side of the image, times 0.875 where `image_size` is above 64 pixels, rounded.
+
+    Args:
+        images, sizes: as for Views.
+        mean, std: of red, green and blue, scale 0 to 1.
+    Returns:
+        float32 [B, 3, image_size, image_size], normalised.
+    """
+    images, sizes = _check_images(images, sizes, None)
+    short_side = sizes.amin(dim=1)
+    side = short_side if image_size <= SMALL_IMAGE_SIZE else torch.round(short_side * EVALUATION_CROP).to(torch.int64)
+    top, left = ((sizes - side[:, None]) // 2).unbind(1)
+    unflipped = torch.zeros_like(side, dtype=torch.bool)
+    boxes = Boxes(top, left, side, side, unflipped, unflipped)
+    with torch.autocast(images.device.type, enabled=False):
+        return normalise(crop_and_resize(images, boxes, image_size, interpolation, antialias), mean, std)
+
+
+def _check_images(images: Tensor, sizes: Tensor | None, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Images and sizes on the device; sizes of the whole canvas where there are none."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be uint8 [B, 3, H, W], not {images.dtype} {tuple(images.shape)}")
+    images = images.to(device or images.device)
+    if sizes is None:
+        sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), 2)
+    if sizes.shape != (len(images), 2):
+        raise ValueError(f"sizes must be int64 [B, 2], not {tuple(sizes.shape)} for {len(images)} images")
+    return images, sizes.to(images.device, torch.int64)

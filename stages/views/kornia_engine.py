@@ -1,0 +1,109 @@
+"""The engine that follows the published operators one by one, with Kornia's functions on batches.
+
+Crop, flips and turns; the four colour operators in the order that was drawn, clamped in between; grey; blur;
+normalisation. An operator runs only on the views that it was drawn for.
+"""
+
+import math
+
+import torch
+from kornia.color import rgb_to_grayscale
+from kornia.enhance import adjust_hue
+from kornia.enhance.adjust import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_saturation_with_gray_subtraction,
+)
+from kornia.filters import gaussian_blur2d
+from torch import Tensor
+
+from stages.views.draws import Parameters
+from stages.views.policy import Policy
+from stages.views.resample import Boxes, crop_and_resize
+
+
+def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
+    """Views of images, by parameters that were drawn before.
+
+    Args:
+        images: uint8 [B, 3, H, W], a padded canvas.
+        parameters: of N = V * B views, view-major, on the images' device.
+        policy: what is not drawn: size, interpolation, mean and std.
+    Returns:
+        float32 [N, 3, image_size, image_size], normalised.
+    """
+    size = policy.image_size
+    rows = torch.arange(len(parameters), device=images.device).view(-1, len(images))  # [V, B]
+    result = torch.empty(*rows.shape, 3, size, size, device=images.device)
+    at_once = _images_at_once(images, size)
+    for start in range(0, len(images), at_once):
+        part = slice(start, start + at_once)
+        drawn = parameters[rows[:, part].flatten()]
+        views = crop_turn(images[part], drawn, policy)
+        jitter_colours(views, drawn, policy)
+        take_colour_away(views, drawn)
+        blur(views, drawn, policy)
+        result[:, part] = normalise(views, policy.mean, policy.std).unflatten(0, (len(rows), -1))
+    return result.flatten(0, 1)
+
+
+def _images_at_once(images: Tensor, image_size: int) -> int:
+    """How many images are worked on together: so many that a CPU's caches, or a GPU's memory, hold them well."""
+    floats = 3 * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of its views
+    return max(1, (2**23 if images.device.type == "cpu" else 2**28) // floats)
+
+
+def crop_turn(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
+    """Crop, resize, flip and turn: float32 [N, 3, image_size, image_size] from 0 to 1."""
+    turns = parameters.quarter_turns
+    # A turn is a transposition and a flip. Flips cost nothing in the resampling matrices, so turns go there too:
+    # one turn = flip left and right, transpose; two = both flips; three = flip top and bottom, transpose.
+    boxes = Boxes(
+        parameters.top,
+        parameters.left,
+        parameters.height,
+        parameters.width,
+        parameters.horizontal_flip ^ ((turns == 1) | (turns == 2)),
+        parameters.vertical_flip ^ ((turns == 2) | (turns == 3)),
+    )
+    views = crop_and_resize(images, boxes, policy.image_size, policy.interpolation, policy.antialias)
+    if policy.quarter_turns == 0:
+        return views
+    return torch.where((turns % 2 == 1)[:, None, None, None], views.transpose(2, 3), views)
+
+
+def jitter_colours(views: Tensor, parameters: Parameters, policy: Policy) -> None:
+    """Brightness, contrast, saturation and hue in the drawn order, in place."""
+    operators = (
+        (policy.brightness, parameters.brightness, adjust_brightness_accumulative),
+        (policy.contrast, parameters.contrast, adjust_contrast_with_mean_subtraction),
+        (policy.saturation, parameters.saturation, adjust_saturation_with_gray_subtraction),
+        (policy.hue, parameters.hue * (2 * math.pi), adjust_hue),
+    )
+    # Which views an operator takes is read on the host, once for all.
+    order = torch.where(parameters.colour_jitter[:, None], parameters.order, -1).cpu()
+    for position in range(len(operators)):
+        for number, (largest_change, factor, adjust) in enumerate(operators):
+            chosen = (order[:, position] == number).nonzero().squeeze(1).to(views.device)
+            if largest_change * policy.colour_strength > 0 and len(chosen):
+                views.index_copy_(0, chosen, adjust(views.index_select(0, chosen), factor.index_select(0, chosen)))
+
+
+def take_colour_away(views: Tensor, parameters: Parameters) -> None:
+    """Replace the views that were drawn for it by their luma (ITU-R BT.601), in place."""
+    chosen = parameters.grey.nonzero().squeeze(1)
+    if len(chosen):
+        views.index_copy_(0, chosen, rgb_to_grayscale(views.index_select(0, chosen)).expand(-1, 3, -1, -1))
+
+
+def blur(views: Tensor, parameters: Parameters, policy: Policy) -> None:
+    """Gaussian blur of the views that were drawn for it, each with its own sigma, mirrored at the edges, in place."""
+    chosen = parameters.blur.nonzero().squeeze(1)
+    if len(chosen):
+        sigma = parameters.blur_sigma.index_select(0, chosen)[:, None].expand(-1, 2)
+        views.index_copy_(0, chosen, gaussian_blur2d(views.index_select(0, chosen), policy.blur_kernel, sigma))
+
+
+def normalise(views: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """(views - mean) / std by channel, in place."""
+    return views.sub_(views.new_tensor(mean)[:, None, None]).div_(views.new_tensor(std)[:, None, None])

@@ -1,0 +1,137 @@
+"""Who may import whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+SOURCES = sorted(path for package in ("pipeline", "stages") for path in (TOP / package).rglob("*.py"))
+FOLDERS = ("evaluation", "images", "losses", "models", "reports", "views")
+
+# Each module of pipeline/ may import those on its right, and those that they may import.
+LAYERS = {
+    "cli": {"runner", "display", "schema"},
+    "display": {"runner"},
+    "schema": {"stage"},
+    "runner": {"recipe", "store", "comparison"},
+    "comparison": {"store"},
+    "worker": {"run", "recipe", "store"},
+    "run": {"checkpoint", "tracking", "progress", "manifest", "settings"},
+    "checkpoint": {"manifest"},
+    "tracking": {"errors"},
+    "progress": set(),
+    "recipe": {"stage", "store"},
+    "store": {"provenance"},
+    "stage": {"settings"},
+    "provenance": {"manifest", "settings"},
+    "settings": set(),
+    "manifest": {"errors"},
+    "errors": set(),
+}
+
+
+def name_of(path: Path) -> str:
+    name = path.relative_to(TOP).with_suffix("").as_posix().replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of the modules of ours that a file imports."""
+    modules = {name_of(one) for one in SOURCES}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules else node.module)
+    return {name for name in found if name.split(".")[0] in ("pipeline", "stages")}
+
+
+def allowed_below(module: str) -> set[str]:
+    below: set[str] = set()
+    pending = {module}
+    while pending:
+        for one in LAYERS[pending.pop()]:
+            if one not in below:
+                below.add(one)
+                pending.add(one)
+    return below
+
+
+PIPELINE = [path for path in SOURCES if path.parent.name == "pipeline"]
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=name_of)
+def test_the_machinery_is_layered_and_knows_no_stage(path: Path) -> None:
+    module = path.stem
+    if module == "__init__":
+        assert imports_of(path) == {"pipeline.store"}
+        return
+    stages = {"stages.settings"} if module == "cli" else set()  # where both halves are put together
+    allowed = {f"pipeline.{one}" for one in allowed_below(module) | {"errors"}} | stages | {"pipeline"}
+    assert imports_of(path) <= allowed
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "stages"], ids=name_of)
+def test_a_stage_imports_its_settings_what_it_is_given_and_the_folders(path: Path) -> None:
+    allowed = {"pipeline.run", "pipeline.errors", f"stages.settings.{path.stem}"}
+    for name in imports_of(path) - allowed:
+        assert name.split(".")[1] in FOLDERS, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name in FOLDERS], ids=name_of)
+def test_the_folders_stand_alone(path: Path) -> None:
+    for name in imports_of(path):
+        parts = name.split(".")
+        assert parts[0] == "stages", f"{path} imports {name}"
+        assert parts[1] in FOLDERS, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "settings"], ids=name_of)
+def test_settings_are_light(path: Path) -> None:
+    for name in imports_of(path):
+        assert name in ("pipeline.settings", "pipeline.stage") or name.startswith("stages.settings"), name
+
+
+def test_only_the_runner_and_the_worker_import_by_name() -> None:
+    dynamic = {
+        name_of(path)
+        for path in SOURCES
+        if any(word in path.read_text() for word in ("import_module", "__import__", "importlib.util"))
+    }
+    assert dynamic == {"pipeline.runner", "pipeline.worker"}
+
+
+def test_no_module_imports_itself_in_a_loop() -> None:
+    edges = {name_of(path): imports_of(path) for path in SOURCES}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above, name])
+        if name in done:
+            return
+        for one in edges.get(name, set()):
+            visit(one, (*above, name))
+        done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load", "os.system"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_that_could_run_code_from_a_file(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} & set(names)
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS
+            assert "extractall" not in ast.unparse(node.func)
+            assert not any(keyword.arg == "shell" for keyword in node.keywords)

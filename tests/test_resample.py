@@ -1,0 +1,126 @@
+"""Crop and resize against torchvision and PIL, image by image."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as published
+
+from stages.views.policy import Interpolation
+from stages.views.resample import Boxes, crop_and_resize, resampling_matrices
+
+MODES: dict[Interpolation, tuple[InterpolationMode, Image.Resampling]] = {
+    "bilinear": (InterpolationMode.BILINEAR, Image.Resampling.BILINEAR),
+    "bicubic": (InterpolationMode.BICUBIC, Image.Resampling.BICUBIC),
+    "nearest": (InterpolationMode.NEAREST_EXACT, Image.Resampling.NEAREST),
+}
+
+
+def random_boxes(generator: torch.Generator, sizes: Tensor) -> Boxes:
+    """Any boxes inside the images, one pixel and all of it included."""
+    height, width = (torch.rand(len(sizes), 2, generator=generator) * sizes).long().add(1).unbind(1)
+    top, left = (
+        ((sizes - torch.stack((height, width), 1) + 1) * torch.rand(len(sizes), 2, generator=generator)).long().T
+    )
+    flips = torch.rand(2, len(sizes), generator=generator) < 0.5
+    return Boxes(top, left, height, width, flips[0], flips[1])
+
+
+def resize_one_by_one(images: Tensor, boxes: Boxes, size: int, interpolation: Interpolation, antialias: bool) -> Tensor:
+    results = []
+    for image, top, left, height, width, mirrored, upside_down in zip(images, *boxes, strict=True):
+        view = published.resized_crop(
+            image.double() / 255, int(top), int(left), int(height), int(width), [size, size],
+            interpolation=MODES[interpolation][0], antialias=antialias,
+        )  # fmt: skip
+        view = published.horizontal_flip(view) if mirrored else view
+        results.append(published.vertical_flip(view) if upside_down else view)
+    return torch.stack(results).clamp(0, 1).float()
+
+
+# Sizes of `nearest` are powers of two: there torchvision's scale, in float32, is exact at ties.
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize(
+    ("interpolation", "canvas", "size"),
+    [
+        (interpolation, canvas, 16 if interpolation == "nearest" and size == 24 else size)
+        for interpolation in MODES
+        for canvas, size in (((32, 32), 32), ((61, 40), 24), ((40, 61), 24), ((90, 70), 8))
+    ],
+)
+def test_equals_torchvision(interpolation: Interpolation, antialias: bool, canvas: tuple[int, int], size: int) -> None:
+    generator = torch.Generator().manual_seed(sum(canvas))
+    images = torch.randint(0, 256, (40, 3, *canvas), dtype=torch.uint8, generator=generator)
+    boxes = random_boxes(generator, torch.tensor(canvas).expand(40, 2))
+    ours = crop_and_resize(images, boxes, size, interpolation, antialias)
+    expected = resize_one_by_one(images, boxes, size, interpolation, antialias)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("interpolation", MODES)
+def test_equals_pillow(interpolation: Interpolation) -> None:
+    generator = torch.Generator().manual_seed(1)
+    # Of middling values: Pillow clips what bicubic overshoots between its two passes.
+    images = torch.randint(64, 192, (30, 3, 50, 64), dtype=torch.uint8, generator=generator)
+    boxes = random_boxes(generator, torch.tensor((50, 64)).expand(30, 2))._replace(
+        horizontal_flip=torch.zeros(30, dtype=torch.bool), vertical_flip=torch.zeros(30, dtype=torch.bool)
+    )
+    ours = crop_and_resize(images, boxes, 16, interpolation, antialias=True)
+    for image, view, top, left, height, width in zip(images, ours, *boxes[:4], strict=True):
+        crop = image[:, top : top + height, left : left + width].permute(1, 2, 0).contiguous().numpy()
+        expected = np.asarray(Image.fromarray(crop).resize((16, 16), MODES[interpolation][1]))
+        difference = view.permute(1, 2, 0) * 255 - torch.from_numpy(expected.astype(np.float32))
+        assert difference.abs().max() <= 1.1  # Pillow rounds to 8 bits after each of its two passes
+
+
+def test_two_views_of_each_image() -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (5, 3, 20, 30), dtype=torch.uint8, generator=generator)
+    boxes = random_boxes(generator, torch.tensor((20, 30)).expand(10, 2))
+    together = crop_and_resize(images, boxes, 16, "bilinear", True)
+    apart = [
+        crop_and_resize(images, Boxes(*(field[half] for field in boxes)), 16, "bilinear", True)
+        for half in (slice(0, 5), slice(5, 10))
+    ]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", MODES)
+@pytest.mark.parametrize("antialias", [True, False])
+def test_nothing_outside_the_box_is_read(interpolation: Interpolation, antialias: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (20, 3, 40, 33), dtype=torch.uint8, generator=generator)
+    boxes = random_boxes(generator, torch.tensor((40, 33)).expand(20, 2))
+    emptied = torch.full_like(images, 255)
+    for before, after, top, left, height, width in zip(images, emptied, *boxes[:4], strict=True):
+        box = (slice(None), slice(top, top + height), slice(left, left + width))
+        after[box] = before[box]
+    ours, again = (crop_and_resize(each, boxes, 12, interpolation, antialias) for each in (images, emptied))
+    assert torch.equal(ours, again)
+
+
+def test_rows_sum_to_one_and_whole_image_at_its_own_size_is_itself() -> None:
+    generator = torch.Generator().manual_seed(4)
+    boxes = random_boxes(generator, torch.tensor((50, 50)).expand(30, 2))
+    for interpolation in MODES:
+        matrices = resampling_matrices(
+            boxes.top, boxes.height, boxes.vertical_flip, 50, 17, interpolation, antialias=True
+        )
+        torch.testing.assert_close(matrices.sum(2), torch.ones(30, 17))
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    zero, all_of_it, no = torch.zeros(2).long(), torch.full((2,), 16), torch.zeros(2, dtype=torch.bool)
+    same = crop_and_resize(images, Boxes(zero, zero, all_of_it, all_of_it, no, no), 16, "bilinear", True)
+    torch.testing.assert_close(same, images / 255, rtol=0, atol=1e-6)
+
+
+def test_chequerboard_scaled_down_is_even_with_antialiasing_only() -> None:
+    chequerboard = (torch.arange(63)[:, None] + torch.arange(63)) % 2 * 255
+    images = chequerboard.to(torch.uint8).expand(1, 3, 63, 63)
+    zero, side, no = torch.zeros(1).long(), torch.tensor([63]), torch.zeros(1, dtype=torch.bool)
+    boxes = Boxes(zero, zero, side, side, no, no)
+    for interpolation in ("bilinear", "bicubic"):
+        even, moire = (crop_and_resize(images, boxes, 9, interpolation, antialias) for antialias in (True, False))
+        assert (even - 0.5).abs().max() < 0.05
+        assert moire.std() > 0.4

@@ -1,0 +1,209 @@
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from stages.images.candidates import Source
+from stages.images.decode import decode_rgb
+from stages.images.sources import SourceError, read_digits, read_folder
+from stages.images.splits import draw_splits
+
+SUFFIXES = frozenset({".jpg", ".png"})
+
+
+def write(root: Path, *paths: str) -> Path:
+    """Files that look like images by name."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    return root
+
+
+def read(
+    root: Path, labels: Literal["folder", "none"] = "folder", splits: Literal["given", "drawn"] | None = None
+) -> Source:
+    return read_folder(root, SUFFIXES, labels, splits)
+
+
+def listed(source: Source) -> list[tuple[str, str | None, str | None]]:
+    return [(one.key, one.split, one.class_name) for one in source.candidates]
+
+
+def test_the_class_is_the_parent_folder(tmp_path: Path):
+    write(tmp_path, "b/2.jpg", "a/1.png", "deep/er/a/1.png", "b/10.jpg")
+    source = read(tmp_path)
+    assert listed(source) == [
+        ("a/1.png", None, "a"),
+        ("b/10.jpg", None, "b"),
+        ("b/2.jpg", None, "b"),
+        ("deep/er/a/1.png", None, "a"),
+    ]
+    assert source.classes == ["a", "b"]
+    assert {one.class_name for one in read(tmp_path, labels="none").candidates} == {None}
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "Val"])
+def test_top_folders_give_the_splits(tmp_path: Path, validation: str):
+    write(tmp_path, "train/a/1.jpg", f"{validation}/x/a/1.jpg", "Test/b/1.jpg", "train/2.jpg")
+    assert set(listed(read(tmp_path))) == {
+        ("train/2.jpg", "train", None),
+        ("train/a/1.jpg", "train", "a"),
+        (f"{validation}/x/a/1.jpg", "val", "a"),
+        ("Test/b/1.jpg", "test", "b"),
+    }
+
+
+def test_images_without_a_folder_have_no_class(tmp_path: Path):
+    source = read(write(tmp_path, "1.jpg", "2.jpg"))
+    assert listed(source) == [("1.jpg", None, None), ("2.jpg", None, None)]
+    assert source.classes == []
+
+
+def test_split_folders_beside_others_are_ambiguous(tmp_path: Path):
+    write(tmp_path, "train/1.jpg", "bus/1.jpg", "tram/1.jpg", "top.jpg")
+    with pytest.raises(
+        SourceError, match=r"has train beside others \(bus, top.jpg, tram, ...\).*splits: drawn"
+    ) as error:
+        read(tmp_path)
+    assert error.value.exit_code == 6
+    drawn = read(tmp_path, splits="drawn")
+    assert drawn.classes == ["bus", "train", "tram"]
+    assert {one.split for one in drawn.candidates} == {None}
+    given_splits = read(tmp_path, splits="given")
+    assert listed(given_splits) == [("train/1.jpg", "train", None)]
+    assert given_splits.ignored_files == 3
+
+
+def test_given_splits_must_be_there(tmp_path: Path):
+    with pytest.raises(SourceError, match="no image in train/, val/ or test/"):
+        read(write(tmp_path, "a/1.jpg"), splits="given")
+
+
+def test_an_image_named_like_a_split_is_no_split(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    source = read(write(tmp_path, "a/train.jpg", "b/test/1.jpg"))
+    assert listed(source) == [("a/train.jpg", None, "a"), ("b/test/1.jpg", None, "test")]
+
+
+def test_other_files_are_counted_and_hidden_ones_skipped(tmp_path: Path):
+    write(tmp_path, "a/1.JPG", "a/notes.txt", "a/noending", ".git/x.jpg", "a/.x.jpg", "a/._1.jpg", "a/Thumbs.db")
+    source = read(tmp_path)
+    assert listed(source) == [("a/1.JPG", None, "a")]
+    assert source.ignored_files == 3
+
+
+NAMES = ["a b", "x,y;z", "v1.2.3", "ζωή", "猫", "cafe\u0301", "caf\u00e9", "<b>&'\"", "back\\slash", "new\nline", "🦊"]
+
+
+def test_names_may_be_anything(tmp_path: Path):
+    write(tmp_path, *[f"{name}/{name}.jpg" for name in NAMES])
+    source = read(tmp_path)
+    assert source.classes == sorted(NAMES)
+    assert [one.key for one in source.candidates] == sorted(f"{name}/{name}.jpg" for name in NAMES)
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/\xff.jpg", "wb") as file:
+        file.write(b"here")
+    (candidate,) = read(tmp_path).candidates
+    assert candidate.key == r"caf\xe9/\xff.jpg"
+    assert candidate.class_name == r"caf\xe9"
+    assert isinstance(candidate.image, str)
+    assert (tmp_path / candidate.image).read_bytes() == b"here"
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path):
+    write(tmp_path / "elsewhere", "fox/1.jpg", "2.jpg")
+    root = write(tmp_path / "root", "owl/1.jpg")
+    (root / "linked").symlink_to(tmp_path / "elsewhere/fox")
+    (root / "owl/2.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
+    (root / "owl/lost.jpg").symlink_to("nowhere.jpg")
+    (root / "owl/up").symlink_to(root)
+    (root / "there").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(root)
+    assert [one.key for one in read(root).candidates] == [
+        "linked/1.jpg",
+        "owl/1.jpg",
+        "owl/2.jpg",
+        "owl/lost.jpg",
+        "there/2.jpg",
+        "there/fox/1.jpg",
+    ]
+
+
+def test_what_is_no_file_is_left_out(tmp_path: Path):
+    write(tmp_path, "a/1.jpg")
+    os.mkfifo(tmp_path / "a/2.jpg")
+    source = read(tmp_path)
+    assert [one.key for one in source.candidates] == ["a/1.jpg"]
+    assert source.ignored_files == 1
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path: Path):
+    with pytest.raises(SourceError, match=r"no folder .*nowhere"):
+        read(tmp_path / "nowhere")
+    write(tmp_path, "readme.txt", ".hidden/1.jpg")
+    with pytest.raises(SourceError, match=r"no image in .*\(1 other files\).*\.jpg \.png"):
+        read(tmp_path)
+
+
+def test_digits_are_lossless():
+    source = read_digits()
+    images, labels = load_digits(return_X_y=True)
+    assert len(source.candidates) == 1797
+    assert source.classes == list("0123456789")
+    for candidate in source.candidates[::50]:
+        number = int(Path(candidate.key).stem)
+        assert candidate.class_name == str(labels[number])
+        assert isinstance(candidate.image, bytes)
+        pixels = decode_rgb(candidate.image)
+        assert np.array_equal(np.rint(pixels[..., 1] * (16 / 255)), images[number].reshape(8, 8))
+
+
+# Splits that are drawn
+
+class_lists = st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=200)
+
+
+@given(class_lists, st.floats(0, 0.5), st.floats(0, 0.49), st.integers())
+def test_fractions_hold_for_every_class(classes: list[str | None], test: float, val: float, seed: int):
+    keys = [f"{number}.jpg" for number in range(len(classes))]
+    splits = draw_splits(keys, classes, {"test": test, "val": val}, seed)
+    sizes = Counter(classes)
+    for split, fraction in (("test", test), ("val", val)):
+        counts = Counter(name for name, its_split in zip(classes, splits, strict=True) if its_split == split)
+        for name, size in sizes.items():
+            assert counts[name] <= size * fraction + 1
+            assert counts[name] > size * fraction - 1 or counts[name] >= size - 1 - size * test
+        assert sum(counts.values()) <= round(len(classes) * fraction)
+    in_train = Counter(name for name, split in zip(classes, splits, strict=True) if split == "train")
+    assert all(in_train[name] >= 1 for name in sizes)
+
+
+def test_many_small_classes_give_the_whole_fraction():
+    classes = [f"class {number // 4}" for number in range(800)]
+    keys = [str(number) for number in range(800)]
+    splits = Counter(draw_splits(keys, classes, {"test": 0.1, "val": 0.05}, seed=0))
+    assert splits == {"train": 680, "test": 80, "val": 40}
+
+
+def test_equal_seeds_draw_equal_splits():
+    keys, classes = [f"{number}" for number in range(100)], [f"{number % 3}" for number in range(100)]
+    first = draw_splits(keys, classes, {"test": 0.3}, seed=1)
+    assert first == draw_splits(keys, classes, {"test": 0.3}, seed=1)
+    assert first != draw_splits(keys, classes, {"test": 0.3}, seed=2)
+
+
+def test_a_few_more_images_move_few_others():
+    keys = [f"{number}" for number in range(1010)]
+    more = draw_splits(keys, ["a"] * 1010, {"test": 0.2}, seed=1)[:1000]
+    fewer = draw_splits(keys[:1000], ["a"] * 1000, {"test": 0.2}, seed=1)
+    assert sum(a != b for a, b in zip(more, fewer, strict=True)) <= 10
