@@ -15,6 +15,9 @@ from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
 from pipeline.store import Record, Store, Version
 
+PIPED_WIDTH = 1000
+"""Columns where the output is no terminal: no line is folded."""
+
 STYLES = {"up to date": "green", "resume": "cyan", "run": "yellow", "waits": "dim"}
 
 
@@ -119,23 +122,23 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
 
 
 def lineage(store: Store, records: Sequence[Record]) -> None:
-    """The way from the source to an artifact, one line each, with what each was made of."""
-    rows = []
+    """The way from the source to an artifact, with what each was made of and what was counted."""
     for one in records:
-        made_of = ", ".join(f"{field}={_short(value)}" for field, value in one.inputs.items())
         reference = next(
             (version.reference for version in store.versions(one.recipe, one.step) if version.digest == one.digest), ""
         )
-        seed = "" if one.seed is None else str(one.seed)
-        rows.append([one.step, one.stage, reference, one.digest[:12], seed, made_of, _headline(one.counts)])
-    _print_table(["step", "stage", "version", "digest", "seed", "made of", "counts"], rows)
+        seed = "" if one.seed is None else f", seed {one.seed}"
+        print(f"{reference or one.step}  {one.stage}, digest {one.digest[:16]}{seed}")
+        print("    from " + ", ".join(f"{field} {_short(value)}" for field, value in one.inputs.items()))
+        if one.counts:
+            print("    with " + _headline(one.counts))
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return "[" + ", ".join(f"{name} {digest[:12]}" for name, digest in value) + "]"
+        return "[" + ", ".join(f"{name} {digest[:16]}" for name, digest in value) + "]"
     prefix, _, digest = str(value).rpartition(":")
-    return f"{prefix}:{digest[:12]}" if prefix else digest[:12]
+    return f"{prefix}:{digest[:16]}" if prefix else digest[:16]
 
 
 def _headline(counts: Mapping[str, Any]) -> str:
@@ -175,8 +178,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_row(*(escape(str(cell)) for cell in row))
     console = _console()
     if not console.is_terminal:
-        # Piped: as wide as it needs to be, so that no line is folded.
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = PIPED_WIDTH
     console.print(table)
 
 

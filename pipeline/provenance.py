@@ -77,7 +77,7 @@ def fingerprint(source: ForeignInput, cache: Path, *, look: bool = True) -> Fing
             entry = f"{number}/{relative}"
             stamp = [status.st_size, status.st_mtime_ns]
             before = known.get(entry)
-            seen[entry] = before if before and before[:2] == stamp else [*stamp, sha256_file(path)]
+            seen[entry] = before if before and before[:2] == stamp else [*stamp, _content(path)]
     if source.roots and not seen:
         places = ", ".join(str(root) for root in source.roots)
         raise UsageError(f"{source.kind}:{places}: no files here ending in {', '.join(sorted(source.suffixes))}")
@@ -94,19 +94,33 @@ def fingerprint(source: ForeignInput, cache: Path, *, look: bool = True) -> Fing
 
 
 def _files(root: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, os.stat_result]]:
-    """Every file below `root` that is not hidden, with its relative posix path and status."""
-    pending = [(str(root), "")]
+    """Every regular file below `root` that is not hidden, with its relative posix path and status.
+
+    Links are followed, a folder that links to one above it is not entered again, and links to nothing are passed over.
+    """
+    pending = [(str(root), "", frozenset({os.path.realpath(root)}))]
     while pending:
-        folder, prefix = pending.pop()
+        folder, prefix, above = pending.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                relative = f"{prefix}{entry.name}"
+                # A name that is no UTF-8 has no place in JSON as it is.
+                relative = f"{prefix}{entry.name}".encode(errors="backslashreplace").decode()
                 if entry.is_dir():
-                    pending.append((entry.path, f"{relative}/"))
-                elif not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes:
+                    place = os.path.realpath(entry.path)
+                    if place not in above:
+                        pending.append((entry.path, f"{relative}/", above | {place}))
+                elif entry.is_file() and (not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes):
                     yield Path(entry.path), relative, entry.stat()
+
+
+def _content(path: Path) -> str:
+    """The hash of a file, or a word for one that may not be read: the stage that reads it says so by name."""
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
 
 
 def code() -> dict[str, Any]:

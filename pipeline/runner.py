@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline import provenance
@@ -92,21 +92,22 @@ def run(
 
 def estimate(store: Store, planned: Sequence[Planned]) -> dict[str, Estimate]:
     """By step: roughly the disk and memory that it needs; what is up to date needs nothing more."""
-    sizes: dict[str, Estimate] = {}
-    needs = {}
+    made: dict[str, Estimate] = {}
+    needed: dict[str, Estimate] = {}
     for one in planned:
         step = one.step
-        if one.record is not None:
-            counted = one.record.counts.get("samples", 0)
-            sizes[step.name] = Estimate(int(counted), one.record.size_bytes, 0)
-            needs[step.name] = Estimate(int(counted), 0, 0)
-            continue
-        inputs = {field: [sizes[name] for name in names if name in sizes] for field, names in step.references().items()}
+        inputs = {field: made[name] for field, names in step.references().items() for name in names if name in made}
         for field, source in step.settings.foreign_inputs().items():
             found = provenance.fingerprint(source, store.sources(), look=False)
-            inputs[field] = [Estimate(found.files, found.size_bytes, 0)] if found else []
-        sizes[step.name] = needs[step.name] = step.settings.estimate(inputs)
-    return needs
+            inputs[field] = Estimate(found.files, 0, found.size_bytes) if found else Estimate(disk_bytes=0)
+        guess = step.settings.estimate(inputs)
+        if one.record is None:
+            made[step.name] = needed[step.name] = guess
+        else:
+            samples = int(one.record.counts.get("samples", guess.samples))
+            made[step.name] = replace(guess, samples=samples, disk_bytes=one.record.size_bytes)
+            needed[step.name] = Estimate(samples, disk_bytes=0, memory_bytes=0)
+    return needed
 
 
 def looks(store: Store, planned: Sequence[Planned]) -> dict[str, float]:

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+LIBRARIES_BYTES = 700 * 2**20
+"""Memory of a process that has torch and its neighbours loaded."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings; unknown keys are refused. Groups may be nested."""
@@ -35,9 +38,11 @@ class ForeignInput:
 class Estimate:
     """Roughly what a step makes and needs, for `simclr run --dry-run`."""
 
-    samples: int
-    disk_bytes: int
-    memory_bytes: int
+    samples: int = 0
+    sample_bytes: int = 0
+    """Of one sample as the next step holds it in memory."""
+    disk_bytes: int = 10 * 2**20
+    memory_bytes: int = LIBRARIES_BYTES
 
 
 class StageSettings(Settings):
@@ -55,10 +60,9 @@ class StageSettings(Settings):
         """Whether the seed changes the result; if not, runs with other seeds share one artifact."""
         return True
 
-    def estimate(self, inputs: Mapping[str, list[Estimate]]) -> Estimate:
-        """What the step will make and need, from what its inputs hold (by setting; foreign files too)."""
-        samples = max((one.samples for group in inputs.values() for one in group), default=0)
-        return Estimate(samples, 10 * 2**20, 500 * 2**20)
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        """What the step makes and needs, from what its inputs (by setting; foreign files too) hold."""
+        return Estimate(samples=max((one.samples for one in inputs.values()), default=0))
 
     def foreign_inputs(self) -> dict[str, ForeignInput]:
         """By name of the setting: what the step reads from outside the store."""

@@ -63,12 +63,12 @@ def digit_store(root: Path, classes: Sequence[str] | None = None, *, labelled: b
 
     Args:
         classes: names of the ten digits.
-        labelled: False leaves out labels and probes; all images are then training images.
+        labelled: False leaves out labels and probes.
     """
     names = list(classes or [f"digit {number}" for number in range(10)])
     values, targets = load_digits(return_X_y=True)
     images, labels = np.asarray(values[:IMAGES]).reshape(-1, 8, 8) / 16, np.asarray(targets[:IMAGES])
-    train = np.arange(IMAGES) < IMAGES - TEST if labelled else np.ones(IMAGES, dtype=bool)
+    train = np.arange(IMAGES) < IMAGES - TEST
     store = Store(root)
     write_shards(store, images, labels if labelled else None, train, names if labelled else [])
     write_views(store)

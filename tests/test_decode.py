@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImageSequence
 
-from stages.images.decode import MAX_PIXELS, UnreadableImage, decode, decode_rgb, decode_stored
-from stages.images.encode import Storage, capped_size, encode
+from stages.images.decode import MAX_PIXELS, UnreadableImage, capped_size, decode, decode_rgb, decode_stored
+from stages.images.encode import Storage, encode
 
 WHITE = (255, 255, 255)
 LARGE = Storage(max_short_side=512, max_long_side=1024, jpeg_quality=95, background=WHITE)
@@ -302,6 +302,22 @@ def test_large_images_are_scaled_down(kind: str):
     assert stored.pixels.shape == (120, 80, 3)
     assert not stored.is_copied
     assert np.array_equal(stored.pixels, decode_stored(stored.content, is_jpeg=kind == "JPEG"))
+
+
+@pytest.mark.parametrize("size", [(101, 50), (399, 400), (700, 500), (1601, 1203)])
+def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(size: tuple[int, int]):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    smooth = 127 + 100 * np.sin(rows / size[0] * 9)[..., None] * np.cos(columns / size[1] * 7)[..., None]
+    content = jpeg(np.repeat(smooth, 3, axis=2).astype(np.uint8))
+    whole, reduced = decode(content, WHITE), decode(content, WHITE, (100, 100))
+    height, width = capped_size(*size, 100, 100)
+    assert reduced.is_exact == (size[0] <= 200)
+    assert min(size[0], 2 * height) <= reduced.pixels.shape[0] <= size[0]
+    assert min(size[1], 2 * width) <= reduced.pixels.shape[1] <= size[1]
+    stored = encode(content, Storage(100, 100, 95, WHITE))
+    expected = Image.fromarray(whole.pixels).resize((width, height), Image.Resampling.LANCZOS)
+    assert stored.pixels.shape == (height, width, 3)
+    assert np.abs(stored.pixels.astype(int) - np.asarray(expected)).max() <= 6
 
 
 sides = st.integers(1, 5000)

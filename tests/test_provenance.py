@@ -74,6 +74,19 @@ def test_files_of_the_same_size_and_time_are_not_read_again(tmp_path: Path) -> N
     assert value(folder, cache) != before
 
 
+def test_links_pipes_and_strange_names(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "one")
+    (folder / "cats" / "up").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to(folder / "nothing")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "link.jpg").symlink_to(folder / "b.JPG")
+    with open(os.fsencode(folder) + b"/\xff.jpg", "wb") as file:
+        file.write(b"five")
+    found = fingerprint(ForeignInput("folder", (folder,), IMAGES), tmp_path / "cache")
+    assert found is not None
+    assert found.files == 4
+
+
 def test_without_looking_the_last_look_counts(tmp_path: Path) -> None:
     source = ForeignInput("folder", (fill(tmp_path / "one"),), IMAGES)
     assert fingerprint(source, tmp_path / "cache", look=False) is None

@@ -5,12 +5,14 @@ them is taken for HTML.
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import RunStage
 from report_artifacts import Store, digit_store, write_features, write_pretraining, write_probe
 
@@ -136,6 +138,16 @@ def test_equal_inputs_give_equal_bytes(run_stage: RunStage, digits: Store, digit
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+def test_the_number_of_threads_leaves_no_trace(run_stage: RunStage, digits: Store, digits_report: Made) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        _, _, out = make(run_stage, digits, PROBES)
+    finally:
+        torch.set_num_threads(before)
+    assert (out / "report.json").read_bytes() == (digits_report[2] / "report.json").read_bytes()
+
+
 def test_where_files_lie_leaves_no_trace(
     run_stage: RunStage, digits: Store, digits_report: Made, tmp_path: Path
 ) -> None:
@@ -143,7 +155,7 @@ def test_where_files_lie_leaves_no_trace(
     shutil.copytree(digits.root, moved.root)
     for one in digits.ancestors:
         files = moved.root / one.files.relative_to(digits.root)
-        moved.ancestors.append(type(one)(**{**vars(one), "files": files}))
+        moved.ancestors.append(replace(one, files=files))
     _, _, here = digits_report
     _, _, there = make(run_stage, moved, PROBES)
     for name in ("report.html", "report.json"):

@@ -178,11 +178,13 @@ def test_fractions_hold_for_every_class(classes: list[str | None], test: float, 
     keys = [f"{number}.jpg" for number in range(len(classes))]
     splits = draw_splits(keys, classes, {"test": test, "val": val}, seed)
     sizes = Counter(classes)
+    room = {name: size - 1 for name, size in sizes.items()}
     for split, fraction in (("test", test), ("val", val)):
         counts = Counter(name for name, its_split in zip(classes, splits, strict=True) if its_split == split)
         for name, size in sizes.items():
             assert counts[name] <= size * fraction + 1
-            assert counts[name] > size * fraction - 1 or counts[name] >= size - 1 - size * test
+            assert counts[name] > size * fraction - 1 or counts[name] == room[name]
+            room[name] -= counts[name]
         assert sum(counts.values()) <= round(len(classes) * fraction)
     in_train = Counter(name for name, split in zip(classes, splits, strict=True) if split == "train")
     assert all(in_train[name] >= 1 for name in sizes)

@@ -109,10 +109,16 @@ def fit_logistic_paths(
     *,
     classes: int | None = None,
     standardise: bool = False,
+    axes: Tensor | None = None,
     max_iterations: int = 500,
     tolerance: float = 1e-6,
 ) -> list[LogisticPath]:
-    """The same for several sets of rows (subsets, folds), each on its own; small ones are solved side by side."""
+    """The same for several sets of rows (subsets, folds), each on its own; small ones are solved side by side.
+
+    Args:
+        axes: `principal_axes` of rows like these, [D, D], where finding them for each set anew would take long (folds
+            of one set). Any rotation gives the same solutions: only the time depends on it.
+    """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties must be above 0, not {list(penalties)}")
     for rows, targets in zip(features, labels, strict=True):
@@ -124,7 +130,7 @@ def fit_logistic_paths(
     paths: list[LogisticPath] = []
     batch: list[tuple[_Prepared, Tensor]] = []
     for index, (rows, targets) in enumerate(zip(features, labels, strict=True)):
-        batch.append((_prepare(rows, standardise), targets))
+        batch.append((_prepare(rows, standardise, axes), targets))
         size = max(prepared.features.numel() for prepared, _ in batch)
         if index == len(features) - 1 or (len(batch) + 1) * size > BATCH_ELEMENTS:
             problem = _Problem([one.features for one, _ in batch], [one for _, one in batch], count)
@@ -153,20 +159,31 @@ class _Prepared:
     scale: Tensor  # [D]
 
 
-def _prepare(features: Tensor, standardise: bool) -> _Prepared:
-    """Centre, scale and rotate to principal axes (fewer than dimensions if rows are fewer)."""
+def principal_axes(features: Tensor, standardise: bool = False) -> Tensor | None:
+    """Orthonormal columns [D, D] along which the features [N, D] vary, smallest first; None where D is too large."""
+    if features.shape[1] > LARGEST_ROTATION:
+        return None
+    mean, scale = _mean_and_scale(features, standardise)
+    _, axes = torch.linalg.eigh(_product((features - mean).mul_(scale)))
+    return axes.to(features.dtype)
+
+
+def _mean_and_scale(features: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
     mean, deviation = mean_and_deviation(features)
-    scale = torch.ones_like(mean)
-    if standardise:
-        scale = torch.where(deviation > 0, 1 / deviation, 0)
-    mean, scale = mean.to(features.dtype), scale.to(features.dtype)
+    scale = torch.where(deviation > 0, 1 / deviation, 0) if standardise else torch.ones_like(mean)
+    return mean.to(features.dtype), scale.to(features.dtype)
+
+
+def _prepare(features: Tensor, standardise: bool, axes: Tensor | None) -> _Prepared:
+    """Centre, scale and rotate to principal axes (fewer than dimensions if rows are fewer)."""
+    mean, scale = _mean_and_scale(features, standardise)
     rows = (features - mean).mul_(scale)
     count, dimensions = rows.shape
     if min(count, dimensions) > LARGEST_ROTATION:
         return _Prepared(rows, None, mean, scale)
-    if dimensions <= count:
-        _, axes = torch.linalg.eigh(_product(rows))
-        axes = axes.to(rows.dtype)
+    if axes is None and dimensions <= count:
+        axes = torch.linalg.eigh(_product(rows)).eigenvectors.to(rows.dtype)
+    if axes is not None:
         return _Prepared(rows @ axes, axes, mean, scale)
     variances, left = torch.linalg.eigh(_product(rows.T))
     kept = variances > SMALLEST_VARIANCE * variances[-1]

@@ -6,6 +6,7 @@ JPEG goes through simplejpeg (libjpeg-turbo), everything else through Pillow.
 import io
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import simplejpeg
@@ -45,7 +46,7 @@ class Decoded:
     Attributes:
         pixels: uint8 [H, W, 3], upright, RGB.
         is_jpeg: the source is a JPEG.
-        is_exact: a JPEG whose bytes, decoded plainly, are these pixels: no rotation, other colours or repair.
+        is_exact: a JPEG whose bytes, decoded plainly, are these pixels: no rotation, other size or colours, no repair.
         subsampling: of a JPEG's chroma (`444`, `422`, `420`, ..., `Gray`), else `444`.
     """
 
@@ -66,13 +67,18 @@ def decode_rgb(content: bytes, background: tuple[int, int, int] = (255, 255, 255
     return decode(content, background).pixels
 
 
-def decode(content: bytes, background: tuple[int, int, int]) -> Decoded:
-    """Like `decode_rgb`, and says how the source was coded."""
+def decode(content: bytes, background: tuple[int, int, int], caps: tuple[int, int] | None = None) -> Decoded:
+    """Like `decode_rgb`, and says how the source was coded.
+
+    Args:
+        caps: longest short and long side that will be wanted, in pixels: a JPEG of more than twice that is decoded at
+            a half, a quarter or an eighth, still at least twice as large as wanted (several times faster).
+    """
     if not content:
         raise UnreadableImage("the file is empty")
     try:
         if content.startswith(JPEG_START):
-            return _decode_jpeg(content, background)
+            return _decode_jpeg(content, background, caps)
         return Decoded(_decode_by_pillow(content, background), is_jpeg=False, is_exact=False, subsampling="444")
     except (UnreadableImage, MemoryError):
         raise
@@ -99,7 +105,16 @@ def decode_stored(content: bytes | memoryview, is_jpeg: bool, buffer: np.ndarray
         return np.asarray(image.convert("RGB"))
 
 
-def _decode_jpeg(content: bytes, background: tuple[int, int, int]) -> Decoded:
+def capped_size(height: int, width: int, max_short_side: int, max_long_side: int) -> tuple[int, int]:
+    """The largest size of the same aspect ratio within both caps: never larger than before, at least 1 pixel."""
+    short, long = min(height, width), max(height, width)
+    if short <= max_short_side and long <= max_long_side:
+        return height, width
+    scale = min(Fraction(max_short_side, short), Fraction(max_long_side, long))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _decode_jpeg(content: bytes, background: tuple[int, int, int], caps: tuple[int, int] | None) -> Decoded:
     try:
         header = simplejpeg.decode_jpeg_header(content, strict=False)
     except ValueError:  # rare samplings that libjpeg decodes and turbojpeg does not describe
@@ -108,15 +123,19 @@ def _decode_jpeg(content: bytes, background: tuple[int, int, int]) -> Decoded:
         # Pillow knows that Adobe writes CMYK inverted.
         pixels = _decode_by_pillow(content, background)
         return Decoded(pixels, is_jpeg=True, is_exact=False, subsampling="444")
-    _refuse_large(int(header[0]), int(header[1]))
+    height, width = int(header[0]), int(header[1])
+    _refuse_large(height, width)
+    wanted = (height, width) if caps is None else capped_size(height, width, *caps)
+    least_height, least_width = min(height, 2 * wanted[0]), min(width, 2 * wanted[1])
     is_exact = True
     try:
-        pixels = simplejpeg.decode_jpeg(content, "RGB")
+        pixels = simplejpeg.decode_jpeg(content, "RGB", min_height=least_height, min_width=least_width)
     except ValueError as error:
         if not HARMLESS_IN_JPEG.search(str(error)):
             raise
-        pixels = simplejpeg.decode_jpeg(content, "RGB", strict=False)
+        pixels = simplejpeg.decode_jpeg(content, "RGB", min_height=least_height, min_width=least_width, strict=False)
         is_exact = False
+    is_exact &= pixels.shape[:2] == (height, width)
     if b"Exif\0\0" in content or b"tiff:Orientation" in content:
         with Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
             orientation = _orientation(image)

@@ -2,13 +2,12 @@
 
 import io
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from stages.images.decode import decode
+from stages.images.decode import capped_size, decode
 
 SUBSAMPLINGS = {"Gray": "420"} | {name: name for name in ("444", "422", "420", "440", "411")}
 """Chroma subsampling of a JPEG that is encoded again, by that of its source; else none."""
@@ -55,9 +54,10 @@ def encode(content: bytes, storage: Storage) -> Stored:
     Raises:
         UnreadableImage: with a short reason.
     """
-    image = decode(content, storage.background)
+    caps = storage.max_short_side, storage.max_long_side
+    image = decode(content, storage.background, caps)
     size = image.pixels.shape[0], image.pixels.shape[1]
-    height, width = capped_size(*size, storage.max_short_side, storage.max_long_side)
+    height, width = capped_size(*size, *caps)
     is_within = (height, width) == size
     if image.is_exact and is_within:
         return Stored(content, "jpg", image.pixels, is_copied=True)
@@ -73,12 +73,3 @@ def encode(content: bytes, storage: Storage) -> Stored:
         np.ascontiguousarray(pixels), storage.jpeg_quality, "RGB", colorsubsampling=subsampling
     )
     return Stored(jpeg, "jpg", simplejpeg.decode_jpeg(jpeg, "RGB"), is_copied=False)
-
-
-def capped_size(height: int, width: int, max_short_side: int, max_long_side: int) -> tuple[int, int]:
-    """The largest size of the same aspect ratio within both caps: never larger than before, at least 1 pixel."""
-    short, long = min(height, width), max(height, width)
-    if short <= max_short_side and long <= max_long_side:
-        return height, width
-    scale = min(Fraction(max_short_side, short), Fraction(max_long_side, long))
-    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -220,7 +220,7 @@ def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[
         advance(progress.value - shown)
     finally:
         with progress.get_lock():
-            pass
+            progress.value = STOPPED
         executor.shutdown(cancel_futures=True)
 
 

@@ -1,10 +1,11 @@
 """Settings of the stage `augment`."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from pipeline.settings import StageSettings, artifact, setting
+from pipeline.settings import Estimate, StageSettings, artifact, setting
 
 
 def _check_increasing(interval: tuple[float, float]) -> tuple[float, float]:
@@ -55,3 +56,7 @@ class Augment(StageSettings):
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = setting(None, "how a crop is resized")
     antialias: bool | None = setting(None, "widen the interpolation kernel where a crop is scaled down")
     contact_sheet_images: int = setting(12, "images on the contact sheet", ge=1, le=64)
+
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        samples = inputs["shards"].samples if "shards" in inputs else 0
+        return Estimate(samples, sample_bytes=3 * 4 * self.image_size**2, disk_bytes=2**20)

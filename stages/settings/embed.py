@@ -1,9 +1,12 @@
 """Settings of the stage `embed`."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pipeline.settings import StageSettings, artifact, setting
+from pipeline.settings import Estimate, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
+
+WIDEST_EMBEDDING = 2048  # a ResNet-50's; most are narrower
 
 
 class Embed(StageSettings):
@@ -27,3 +30,9 @@ class Embed(StageSettings):
 
     def depends_on_seed(self) -> bool:
         return self.encoder == "random"
+
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        samples = inputs["shards"].samples if "shards" in inputs else 0
+        pixels = self.encoder == "pixels"
+        row_bytes = 4 * 3 * self.image_size**2 if pixels else 4 * WIDEST_EMBEDDING
+        return Estimate(samples, row_bytes, samples * row_bytes)

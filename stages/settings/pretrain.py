@@ -1,8 +1,9 @@
 """Settings of the stage `pretrain`."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pipeline.settings import Settings, StageSettings, artifact, setting
+from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
 
 
@@ -25,6 +26,19 @@ class Optimiser(Settings):
     momentum: float = setting(0.9, "of SGD and LARS", ge=0, lt=1)
     weight_decay: float = setting(1e-4, "not applied to biases and norms", ge=0)
     warmup_epochs: float = setting(10.0, "linear warm-up; at most a tenth of the steps where a run is short", ge=0)
+
+
+# Counted with torch's saved-tensor hooks at 32 and 224 pixels: what the backward pass keeps of one view, as a multiple
+# of the stem's output; and parameters at width 64. Others are taken for a ResNet-50.
+MAPS = {"resnet10": 11, "resnet18": 30, "resnet34": 43, "resnet50": 107, "resnet101": 160, "resnet152": 220}
+PARAMETERS = {
+    "resnet10": 5e6,
+    "resnet18": 11e6,
+    "resnet34": 21e6,
+    "resnet50": 24e6,
+    "resnet101": 43e6,
+    "resnet152": 58e6,
+}
 
 
 class Pretrain(StageSettings):
@@ -55,3 +69,15 @@ class Pretrain(StageSettings):
     log_every_seconds: float = setting(10.0, "between two lines of progress", hashed=False, ge=0)
     checkpoint_every_steps: int = setting(200, "steps between two checkpoints", hashed=False, ge=1)
     trackers: tuple[str, ...] = setting((), "of Accelerate: tensorboard, wandb, mlflow, trackio", hashed=False)
+
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        pixels = inputs["views"].sample_bytes / 12 if "views" in inputs else 224**2
+        weights = 4 * PARAMETERS.get(self.architecture.backbone, 30e6) * (self.architecture.width / 64) ** 2
+        if pixels > self.architecture.small_stem_up_to**2:
+            pixels /= 16
+        maps = MAPS.get(self.architecture.backbone, 110) * self.architecture.width * pixels * 4
+        scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
+        batch = 2 * self.batch_size * maps * scalar_bytes + 16 * (2 * self.batch_size) ** 2
+        samples = inputs["shards"].samples if "shards" in inputs else 0
+        # Two checkpoints of weights and momentum lie on disk beside the result.
+        return Estimate(samples, 0, int(6 * weights), int(LIBRARIES_BYTES + 4 * weights + 1.3 * batch))

@@ -1,10 +1,11 @@
 """Settings of the stage `probe`."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import model_validator
 
-from pipeline.settings import Settings, StageSettings, artifact, setting
+from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 
 
 class PenaltyPath(Settings):
@@ -40,3 +41,8 @@ class Probe(StageSettings):
         if self.penalties.smallest >= self.penalties.largest:
             raise ValueError("penalties.smallest must be below penalties.largest")
         return self
+
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        features = inputs["features"] if "features" in inputs else Estimate()
+        # The features, their standardised copy, and what the solver holds of it.
+        return Estimate(features.samples, memory_bytes=LIBRARIES_BYTES + 4 * features.samples * features.sample_bytes)

@@ -6,13 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from pipeline.settings import Estimate, ForeignInput, StageSettings, setting
+from pipeline.settings import LIBRARIES_BYTES, Estimate, ForeignInput, StageSettings, setting
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-DIGITS = Estimate(1797, 2**20, 0)
-PROCESS_BYTES = 700 * 2**20  # what one process takes with its libraries and one large photograph
+DIGITS = Estimate(1797, disk_bytes=2**20)
 
 
 class Shard(StageSettings):
@@ -50,12 +49,11 @@ class Shard(StageSettings):
             raise ValueError("background has three values from 0 to 255")
         return self
 
-    def estimate(self, inputs: Mapping[str, list[Estimate]]) -> Estimate:
-        images = inputs["source"][0] if inputs["source"] else Estimate(0, 0, 0)
-        if self.source == "sklearn:digits":
-            images = DIGITS
+    def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
+        source = DIGITS if self.source == "sklearn:digits" else inputs["source"]
         # A copied image keeps its size; the tar adds two headers, a label and padding.
-        return Estimate(images.samples, images.disk_bytes + 2048 * images.samples, self.workers * PROCESS_BYTES)
+        disk_bytes = source.disk_bytes + 2048 * source.samples
+        return Estimate(source.samples, 3 * self.max_short_side**2, disk_bytes, self.workers * LIBRARIES_BYTES)
 
     def foreign_inputs(self) -> dict[str, ForeignInput]:
         kind, _, path = self.source.partition(":")
