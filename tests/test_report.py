@@ -288,7 +288,7 @@ def test_features_are_compared_where_labels_exist_and_no_probe(run_stage: RunSta
 
 def test_collapsed_features_raise_an_alarm(run_stage: RunStage, tmp_path: Path) -> None:
     store = digit_store(tmp_path / "collapsed", labelled=False)
-    train, labels = np.ones(480, dtype=bool), np.full(480, -1)
+    train, labels = np.arange(480) < 360, np.full(480, -1)
     line = np.random.default_rng(0).normal(size=(480, 1)) * np.ones((1, 32))
     write_features(store, "features_collapsed", "pretrained", line, labels, train, [])
     page, numbers, _ = make(run_stage, store, ["features_collapsed"])
@@ -314,6 +314,16 @@ def test_encoders_of_one_kind_get_the_name_of_their_step(run_stage: RunStage, tm
     ]
     assert [one["label"] for one in numbers["training"]] == ["simclr", "simclr_long"]
     assert "worse than" not in page.text
+
+
+def test_a_fixed_penalty_has_no_path(run_stage: RunStage, tmp_path: Path) -> None:
+    store = digit_store(tmp_path / "fixed")
+    path = store.files("probe")[0] / "metrics.json"
+    content = json.loads(path.read_text())
+    content["linear"]["path"] = []
+    path.write_text(json.dumps(content))
+    assert "Penalty path" in make(run_stage, store, PROBES)[0].text
+    assert "Penalty path" not in make(run_stage, store, ["probe"])[0].text
 
 
 def test_a_damaged_input_is_named(run_stage: RunStage, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ SMALLEST_STEP = 1e-7
 
 
 class Evaluation(NamedTuple):
-    """What a problem says of a point: value [S] in float64, gradient [S, K], diagonal of the Hessian, roughly [S, K]."""
+    """What the problems say of a point: value [S] in float64, gradient [S, K], Hessian's diagonal, roughly [S, K]."""
 
     value: Tensor
     gradient: Tensor

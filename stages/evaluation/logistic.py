@@ -6,14 +6,11 @@ so that scikit-learn's C is 1 / (penalty * N). What makes it quick, none of whic
 
 - The objective does not change when features are centred (the bias takes it up) or rotated. They are rotated to their
   principal axes, where the covariance, and nearly the Hessian, is diagonal: `spread * variance + penalty`, `spread`
-  being the mean of p (1 - p) at the moment. That diagonal preconditions L-BFGS: some ten iterations instead of hundreds.
+  being the mean of p (1 - p) at the moment. That diagonal preconditions L-BFGS: ten iterations, not hundreds.
 - More dimensions than rows: the features are reduced to the space that the rows span.
 - The path is walked from the largest penalty down. Each problem starts at the extrapolation of the two before and
   with their curvature pairs, which are corrected exactly for the change of the penalty.
 - Small problems (folds of subsets) are solved side by side, S at a time.
-
-Precision: float32 features take float32 products and float64 sums. The probability that a sample misses is summed over
-the other classes, never taken as 1 - p, so that separable data keep their digits at the smallest penalties.
 """
 
 import math
@@ -24,14 +21,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stages.evaluation.lbfgs import Evaluation, History, minimise
+from stages.evaluation.cross_entropy import Problem
+from stages.evaluation.lbfgs import History, minimise
 
 CURVATURE_PAIRS = 10
 LARGEST_ROTATION = 6000
 """Dimensions (or rows, if fewer) up to which features are rotated: the cost is cubic."""
 SMALLEST_VARIANCE = 1e-13
 """Of the largest: what is below is rounding, and left out when features are reduced to the space of their rows."""
-CHUNK_ELEMENTS = 2**21
 BATCH_ELEMENTS = 2**22
 """Features that are put side by side in one batch; above, nothing is left to gain."""
 
@@ -133,7 +130,7 @@ def fit_logistic_paths(
         batch.append((_prepare(rows, standardise, axes), targets))
         size = max(prepared.features.numel() for prepared, _ in batch)
         if index == len(features) - 1 or (len(batch) + 1) * size > BATCH_ELEMENTS:
-            problem = _Problem([one.features for one, _ in batch], [one for _, one in batch], count)
+            problem = Problem([one.features for one, _ in batch], [one for _, one in batch], count)
             solutions = _walk(problem, descending, max_iterations, tolerance)
             paths += [_unprepare(solutions, place, one, back) for place, (one, _) in enumerate(batch)]
             batch = []
@@ -143,8 +140,9 @@ def fit_logistic_paths(
 def _check(features: Tensor, labels: Tensor, classes: int | None) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise ValueError(f"features [N, D] and labels [N] do not fit: {[*features.shape]} and {[*labels.shape]}")
-    if int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes):
-        raise ValueError(f"labels are from 0 to {'C' if classes is None else classes} - 1, not {int(labels.min())} to {int(labels.max())}")
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0 or (classes is not None and largest >= classes):
+        raise ValueError(f"labels must be from 0 to one less than the classes, not from {smallest} to {largest}")
     if not torch.isfinite(features.sum(dtype=torch.float64)):
         raise ValueError("features hold infinite numbers or NaN")
 
@@ -217,95 +215,6 @@ def mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(deviation > 4 * torch.finfo(features.dtype).eps * mean.abs(), deviation, 0)
 
 
-class _Problem:
-    """S sets of rows of equal shape: [S, N, R], short ones padded by rows and columns that count nothing."""
-
-    def __init__(self, features: Sequence[Tensor], labels: Sequence[Tensor], classes: int):
-        sets, rows, columns = len(features), max(map(len, features)), max(part.shape[1] for part in features)
-        like = features[0]
-        self.classes = classes
-        if sets == 1:
-            self.features = like[None]
-        else:
-            self.features = like.new_zeros(sets, rows, columns)
-        self.labels = torch.zeros(sets, rows, dtype=torch.int64, device=like.device)
-        self.row_weights = like.new_zeros(sets, rows)
-        self.absent = like.new_full((sets, classes), -torch.inf)  # added to the biases of classes without a row
-        self.shares = torch.zeros_like(self.absent)
-        for index, (part, targets) in enumerate(zip(features, labels, strict=True)):
-            if sets > 1:
-                self.features[index, : len(part), : part.shape[1]] = part
-            self.labels[index, : len(part)] = targets
-            self.row_weights[index, : len(part)] = 1 / len(part)
-            counts = torch.bincount(targets, minlength=classes)
-            self.absent[index, counts > 0] = 0
-            self.shares[index] = counts / len(part)
-        self.variances = torch.stack([
-            torch.nn.functional.pad((part * part).mean(0), (0, columns - part.shape[1])) for part in features
-        ])  # fmt: skip
-
-    def start(self) -> Tensor:
-        """No weights, and the biases that fit the class counts: the solution of an infinite penalty. [S, C * (R + 1)]"""
-        sets, _, columns = self.features.shape
-        variables = self.features.new_zeros(sets, self.classes, columns + 1)
-        variables[..., -1] = torch.where(self.shares > 0, self.shares.log(), 0)
-        return variables.flatten(1)
-
-    def penalised(self) -> Tensor:
-        """1 for a weight, 0 for a bias: [C * (R + 1)]."""
-        mask = self.features.new_ones(self.classes, self.features.shape[2] + 1)
-        mask[:, -1] = 0
-        return mask.flatten()
-
-    def evaluate(self, variables: Tensor, penalty: float) -> Evaluation:
-        """Objective, gradient and rough Hessian diagonal at [S, C * (R + 1)]: two products over the rows."""
-        sets, rows, columns = self.features.shape
-        variables = variables.view(sets, self.classes, columns + 1)
-        weights, biases = variables[..., :-1].contiguous(), variables[..., -1:] + self.absent[..., None]
-        value = penalty / 2 * weights.double().pow(2).sum((1, 2))
-        gradient = torch.zeros_like(variables)
-        slope = penalty * weights
-        slope_biases = value.new_zeros(sets, self.classes)
-        spread = torch.zeros_like(value)
-        size = max(256, CHUNK_ELEMENTS // (sets * max(columns, self.classes)))
-        for begin in range(0, rows, size):
-            part = slice(begin, begin + size)
-            features, row_weights = self.features[:, part], self.row_weights[:, part]
-            logits = torch.baddbmm(biases, weights, features.transpose(1, 2))  # [S, C, n]
-            loss, chunk_spread = _softmax(logits, self.labels[:, None, part], row_weights[:, None])
-            value += loss
-            spread += chunk_spread
-            slope.baddbmm_(logits, features)
-            slope_biases += logits.sum(2, dtype=torch.float64)
-        gradient[..., :-1], gradient[..., -1] = slope, slope_biases
-        mean_spread = (spread / self.classes).clamp_min(1e-12).to(weights.dtype)[:, None, None]
-        variances = torch.nn.functional.pad(self.variances, (0, 1), value=1.0)[:, None]
-        curvature = (mean_spread * variances).expand_as(variables) + penalty * self.penalised().view_as(variables[0])
-        return Evaluation(value, gradient.flatten(1), curvature.clamp_min(1e-30).flatten(1))
-
-
-def _softmax(logits: Tensor, labels: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits [S, C, n] in place into the derivative of the weighted cross-entropy by them.
-
-    Returns the weighted cross-entropy [S] and the weighted sum of p (1 - p) over classes [S], both in float64.
-    """
-    logits -= logits.gather(1, labels)  # the label's own logit is 0 now
-    largest = logits.amax(1, keepdim=True)
-    logits.sub_(largest).exp_()
-    own = torch.exp(-largest)
-    logits.scatter_(1, labels, 0)
-    others = logits.sum(1, keepdim=True)
-    total = others + own
-    # own - 1 is exactly 0 where the label's logit is the largest, so that small losses keep their digits.
-    loss = ((largest + torch.log1p(others + (own - 1))) * row_weights).sum((1, 2), dtype=torch.float64)
-    missed = others / total
-    squares = (logits * logits).sum(1, keepdim=True) / (total * total)
-    spread = ((2 * missed - missed * missed - squares) * row_weights).sum((1, 2), dtype=torch.float64)
-    logits *= row_weights / total
-    logits.scatter_(1, labels, -(missed * row_weights))
-    return loss, spread
-
-
 @dataclass(frozen=True)
 class _Solutions:
     """For S sets and P penalties in descending order."""
@@ -318,7 +227,7 @@ class _Solutions:
     absent: Tensor  # [S, C]
 
 
-def _walk(problem: _Problem, penalties: Sequence[float], max_iterations: int, tolerance: float) -> _Solutions:
+def _walk(problem: Problem, penalties: Sequence[float], max_iterations: int, tolerance: float) -> _Solutions:
     """Solve for each penalty in turn, the largest first."""
     points = [problem.start()]
     penalised = problem.penalised()

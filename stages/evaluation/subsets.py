@@ -1,0 +1,78 @@
+"""Which labelled samples a measurement may use: nested subsets, folds, a held-out part.
+
+All are pure functions of (seed, sample ids, labels): a sample's place comes from a hash of its id, so that the probe's
+label curve and fine-tuning on a share of the labels see the same samples, in whatever order they are listed.
+"""
+
+import numpy as np
+
+Labels = np.ndarray
+Ids = np.ndarray
+
+
+def label_subset(labels: Labels, sample_ids: Ids, fraction: float, seed: int, index: int = 0) -> np.ndarray:
+    """Stratified subset `index` of a share of the samples, at least one of each class.
+
+    The subsets of one index are nested: that of a smaller fraction lies in that of a larger one. Classes keep their
+    shares as well as whole samples can (Webster's rounding).
+
+    Args:
+        labels: [N], 0 or more.
+        sample_ids: [N], no two equal.
+        fraction: above 0, up to 1, of N.
+
+    Returns:
+        Positions in `labels`, ascending: int64, max(number of classes, round(fraction * N)) of them.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
+    rank, share = _places(labels, sample_ids, seed, 1 + index)
+    order = np.lexsort((_hash(sample_ids, seed, 1 + index), share, rank > 0))
+    count = max(len(np.unique(labels)), round(fraction * len(labels)))
+    return np.sort(order[:count])
+
+
+def held_out(labels: Labels, sample_ids: Ids, fraction: float, seed: int) -> np.ndarray:
+    """Stratified part of the samples to choose settings on: bool [N], true for round(fraction * N) of them.
+
+    At least one sample of each class stays outside, and at least one sample of all is in (if a class has two).
+    """
+    rank, share = _places(labels, sample_ids, seed, 0)
+    count = max(1, round(fraction * len(labels)))
+    last = rank == np.bincount(labels)[labels] - 1
+    order = np.lexsort((_hash(sample_ids, seed, 0), share, last))
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[order[:count]] = True
+    return chosen & ~last
+
+
+def stratified_folds(labels: Labels, sample_ids: Ids, folds: int, seed: int, index: int = 0) -> np.ndarray:
+    """The fold of each sample, 0 to folds - 1, int64 [N].
+
+    Sizes of folds, and each class's counts in them, differ by one at most.
+    """
+    if not 2 <= folds <= len(labels):
+        raise ValueError(f"{len(labels)} samples cannot be cut into {folds} folds")
+    order = np.lexsort((_hash(sample_ids, seed, -1 - index), labels))
+    fold = np.empty(len(labels), dtype=np.int64)
+    fold[order] = np.arange(len(labels)) % folds
+    return fold
+
+
+def _places(labels: Labels, sample_ids: Ids, seed: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each sample within its class by hash (0 first), and the share of its class that comes before it."""
+    order = np.lexsort((_hash(sample_ids, seed, stream), labels))
+    counts = np.bincount(labels)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels)) - starts[labels[order]]
+    return rank, (rank + 0.5) / counts[labels]
+
+
+def _hash(sample_ids: Ids, seed: int, stream: int) -> np.ndarray:
+    """64 well-mixed bits of each id, different for different ids (the finaliser of SplitMix64, Steele et al. 2014)."""
+    key = np.random.SeedSequence([seed, stream % 2**32]).generate_state(1, np.uint64)
+    bits = np.asarray(sample_ids, dtype=np.int64).view(np.uint64) + key
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(31))

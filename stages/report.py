@@ -1,0 +1,226 @@
+"""The stage `report`: one HTML file that opens from disk, and report.json with every number in it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.run import Ancestor, Run
+from stages.images import open_shards
+from stages.reports.artifacts import Artifact, Lineage, read_json, read_lines
+from stages.reports.features import Features
+from stages.reports.health import health, health_table, health_verdict, sample_positions
+from stages.reports.lineage import flatten, lineage_rows
+from stages.reports.neighbours import neighbour_pages, pick_queries, shown_ids
+from stages.reports.page import Pictures, render
+from stages.reports.probes import Named, Probe, comparison, console_table, distinguish, name_features, protocol
+from stages.reports.thumbnails import contact_sheet, thumbnail
+from stages.reports.training import training
+from stages.reports.verdict import verdict
+from stages.settings.report import Report
+
+NEIGHBOURS = 8
+MOST_NEIGHBOUR_SETS = 3
+"""Encoders whose neighbours are shown: each adds some 70 thumbnails to the page."""
+MOST_REJECTED = 10
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features that are looked at, with the name of what made them."""
+
+    name: Named
+    artifact: Artifact
+    features: Features
+    shards: Artifact | None
+
+
+def report(run: Run, settings: Report) -> None:
+    lineage = Lineage([_artifact(ancestor) for ancestor in run.ancestors()])
+    compared = [lineage.of_files(one.files) for one in run.inputs("of")]
+    sets = _feature_sets(lineage, compared)
+    probes = _probes(lineage, [one for one in compared if one.stage == "probe"])
+    run.say(f"{len(probes)} probes, {len(sets)} sets of features, {len(lineage.artifacts)} artifacts")
+
+    healthy = _health(run, sets, settings.health_samples)
+    neighbours, thumbnails = _neighbours(run, sets, settings.neighbour_queries)
+    table = comparison(probes) if probes else None
+    numbers: dict[str, Any] = {
+        "format": 1,
+        "title": settings.title or run.recipe,
+        "table": console_table(table) if table else health_table(healthy),
+        "verdict": verdict(probes) if probes else health_verdict(healthy),
+        "comparison": table,
+        "protocol": protocol(probes) if probes else None,
+        "probes": [_probe_numbers(probe) for probe in probes],
+        "training": _training(lineage),
+        "health": healthy,
+        "neighbours": neighbours,
+        "views": [_views(artifact) for artifact in lineage.of_stage("augment")],
+        "data": [_data(artifact) for artifact in lineage.of_stage("shard")],
+        "lineage": lineage_rows(lineage),
+    }
+    sheets = [contact_sheet((one.files / "contact_sheet.png").read_bytes()) for one in lineage.of_stage("augment")]
+    page = render(numbers, Pictures(thumbnails, sheets), lineage)
+    (run.out / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    text = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
+    (run.out / "report.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+    run.count(probes=len(probes), page_bytes=len(page.encode()))
+
+
+def _artifact(ancestor: Ancestor) -> Artifact:
+    return Artifact(
+        stage=ancestor.stage,
+        step=ancestor.step,
+        digest=ancestor.digest,
+        version=ancestor.version,
+        seed=ancestor.seed,
+        settings=flatten(ancestor.changed_settings),
+        inputs={
+            field: tuple(digests) if isinstance(digests, list | tuple) else (digests,)
+            for field, digests in ancestor.inputs.items()
+        },
+        files=ancestor.files,
+    )
+
+
+def _feature_sets(lineage: Lineage, compared: Sequence[Artifact]) -> list[FeatureSet]:
+    """The features behind the probes, and those that are compared as they are; each once, in the recipe's order."""
+    found = [lineage.input(one, "features") if one.stage == "probe" else one for one in compared]
+    artifacts = list({one.digest: one for one in found if one is not None}.values())
+    features = [Features(one.files) for one in artifacts]
+    names = [
+        name_features(one.card["encoder"], artifact.step) for one, artifact in zip(features, artifacts, strict=True)
+    ]
+    names = distinguish(names, [_encoder_step(lineage, artifact) for artifact in artifacts])
+    return [
+        FeatureSet(name, artifact, one, lineage.input(artifact, "shards"))
+        for name, artifact, one in zip(names, artifacts, features, strict=True)
+    ]
+
+
+def _probes(lineage: Lineage, artifacts: Sequence[Artifact]) -> list[Probe]:
+    metrics = [read_json(artifact.files / "metrics.json") for artifact in artifacts]
+    names = [name_features(one["encoder"], artifact.step) for one, artifact in zip(metrics, artifacts, strict=True)]
+    features = [lineage.input(artifact, "features") for artifact in artifacts]
+    names = distinguish(names, [_encoder_step(lineage, one) if one else "" for one in features])
+    probes = []
+    for name, artifact, one, source in zip(names, artifacts, metrics, features, strict=True):
+        table = pq.read_table(artifact.files / "predictions.parquet", columns=["id", "label", "predicted"])
+        correct = table["label"].to_numpy() == table["predicted"].to_numpy()
+        probes.append(
+            Probe(name, artifact.digest, source.digest if source else "", one, table["id"].to_numpy(), correct)
+        )
+    return probes
+
+
+def _encoder_step(lineage: Lineage, features: Artifact) -> str:
+    encoder = lineage.input(features, "encoder")
+    return encoder.step if encoder else features.step
+
+
+def _probe_numbers(probe: Probe) -> dict[str, Any]:
+    name = probe.name
+    return {
+        "label": name.label,
+        "kind": name.kind,
+        "step": name.step,
+        "backbone": name.backbone,
+        "digest": probe.digest,
+        "features": probe.features_digest,
+        "metrics": probe.metrics,
+    }
+
+
+def _health(run: Run, sets: Sequence[FeatureSet], most: int) -> list[dict[str, Any]]:
+    """Health of each set of features, on training images."""
+    found = []
+    with run.progress(len(sets), "sets of features") as progress:
+        for one in sets:
+            train = one.features.positions("train")
+            available = train if len(train) else np.arange(len(one.features.ids))
+            rows = one.features.rows(sample_positions(available, most))
+            name = {"label": one.name.label, "kind": one.name.kind, "step": one.name.step}
+            found.append(name | {"images": len(one.features.ids)} | health(rows, learned=one.name.learned))
+            progress.advance(1)
+    for one in found:
+        if one["alarm"]:
+            run.warn(f"{one['label']}: {one['alarm']}")
+    return found
+
+
+def _neighbours(
+    run: Run, sets: Sequence[FeatureSet], queries: int
+) -> tuple[list[dict[str, Any]], dict[tuple[str, int], dict[str, object]]]:
+    """Queries and their nearest images for the first sets, those that learned something before the others.
+
+    Queries come from test and neighbours from train; both from train where there is no test or no label to hold
+    them against.
+
+    Returns:
+        pages, and thumbnails by (digest of the shards, image id).
+    """
+    pages: list[dict[str, Any]] = []
+    thumbnails: dict[tuple[str, int], dict[str, object]] = {}
+    wanted = [one for one in sorted(sets, key=lambda one: not one.name.learned) if one.shards][:MOST_NEIGHBOUR_SETS]
+    with run.progress(len(wanted), "sets of neighbours") as progress:
+        for one in wanted:
+            features, shards = one.features, one.shards
+            assert shards is not None
+            unseen = features.positions("test")
+            split = "test" if len(unseen) and (features.labels[unseen] >= 0).any() else "train"
+            available = features.positions(split)
+            chosen = available[pick_queries(features.labels[available], queries)]
+            page = neighbour_pages(features, chosen, "train", NEIGHBOURS)
+            name = {"label": one.name.label, "kind": one.name.kind, "step": one.name.step, "shards": shards.digest}
+            pages.append(name | {"split": split} | page)
+            for split_shown in dict.fromkeys(("train", split)):
+                thumbnails |= _thumbnails(shards, split_shown, shown_ids([page]))
+            progress.advance(1)
+    return pages, thumbnails
+
+
+def _thumbnails(shards: Artifact, split: str, ids: Sequence[int]) -> dict[tuple[str, int], dict[str, object]]:
+    """Thumbnails of those of the images that belong to a split."""
+    opened = open_shards(shards.files, split)
+    known = np.asarray(opened.sample_ids)
+    positions = np.flatnonzero(np.isin(known, np.asarray(ids, dtype=np.int64)))
+    if not len(positions):
+        return {}
+    batch = opened.batch(positions)
+    found = {}
+    for image, size, identity in zip(
+        batch.images.numpy(), batch.sizes.tolist(), batch.sample_ids.tolist(), strict=True
+    ):
+        found[shards.digest, int(identity)] = thumbnail(image[:, : size[0], : size[1]])
+    return found
+
+
+def _training(lineage: Lineage) -> list[dict[str, Any]]:
+    """Each pretraining, named by its step, and by its digest where two have one name."""
+    artifacts = lineage.of_stage("pretrain")
+    steps = [artifact.step for artifact in artifacts]
+    runs = []
+    for artifact in artifacts:
+        label = artifact.step if steps.count(artifact.step) == 1 else f"{artifact.step} {artifact.digest[:8]}"
+        numbers = training(read_lines(artifact.files / "metrics.jsonl"), read_json(artifact.files / "model.json"))
+        runs.append({"label": label, "step": artifact.step, "digest": artifact.digest, "seed": artifact.seed} | numbers)
+    return runs
+
+
+def _views(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "step": artifact.step,
+        "digest": artifact.digest,
+        "policy": read_json(artifact.files / "policy.json"),
+    }
+
+
+def _data(artifact: Artifact) -> dict[str, Any]:
+    """What went into shards and what did not, with the first reasons."""
+    card = read_json(artifact.files / "shards.json")
+    rejected = read_lines(artifact.files / "rejected.jsonl")
+    return {"step": artifact.step, "digest": artifact.digest} | card | {"rejected_first": rejected[:MOST_REJECTED]}

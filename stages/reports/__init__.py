@@ -1,0 +1,1 @@
+"""From artifacts to one offline page: numbers (plain data), figures (SVG), thumbnails, templates."""

@@ -1,0 +1,99 @@
+"""A few images and their nearest in the gallery, found in one pass over the features."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.reports.features import Features
+
+
+def pick_queries(labels: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Positions of images to look at: drawn evenly over the classes, the same ones each time.
+
+    Args:
+        labels: int64 [N]; -1 where there is none.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    rounds = np.empty(len(labels), dtype=np.int64)
+    seen: dict[int, int] = {}
+    for position in order:
+        label = int(labels[position])
+        rounds[position] = seen.get(label, 0)
+        seen[label] = rounds[position] + 1
+    # First one of every class, then a second one of every class: sorting is stable, so the draw decides within.
+    chosen = order[np.argsort(rounds[order], kind="stable")][:number]
+    return chosen[np.lexsort((chosen, labels[chosen]))]
+
+
+def nearest(
+    features: Features, queries: NDArray[np.int64], gallery: NDArray[np.bool_], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The nearest gallery rows of each query by cosine similarity; a query is never its own neighbour.
+
+    Args:
+        queries: int64 [Q], rows of the file.
+        gallery: bool [N], the rows of the file that may be found.
+
+    Returns:
+        rows int64 [Q, K] and similarities [Q, K], nearest first, K = count or what the gallery holds. In double
+        precision and rounded, so that the number of threads does not decide between two that are equally near.
+    """
+    wanted = _unit(features.rows(queries))
+    rows = np.empty((len(queries), 0), dtype=np.int64)
+    similarities = np.empty((len(queries), 0))
+    for start, block in features.blocks():
+        candidates = np.flatnonzero(gallery[start : start + len(block)])
+        found = np.round(wanted @ _unit(block[candidates]).T, 6)
+        found[queries[:, None] == candidates + start] = -np.inf
+        rows = np.concatenate([rows, np.broadcast_to(candidates + start, found.shape)], axis=1)
+        similarities = np.concatenate([similarities, found], axis=1)
+        best = np.lexsort((rows, -similarities), axis=1)[:, :count]
+        rows, similarities = np.take_along_axis(rows, best, 1), np.take_along_axis(similarities, best, 1)
+    others = gallery.sum() - bool(gallery[queries].any())
+    return rows[:, :others], similarities[:, :others]
+
+
+def neighbour_pages(features: Features, queries: NDArray[np.int64], gallery_split: str, count: int) -> dict[str, Any]:
+    """Queries with their nearest images of a split, as plain data.
+
+    Returns:
+        {"gallery", "gallery_images", "queries": [{"id", "key", "label", "right", "neighbours": [{"id", "key",
+        "label", "similarity", "right"}]}]}; label and right are None where there are no labels.
+    """
+    gallery = features.splits == gallery_split
+    rows, similarities = nearest(features, queries, gallery, count)
+    pages = []
+    for query, found, scores in zip(queries, rows, similarities, strict=True):
+        label = int(features.labels[query])
+        neighbours = [
+            {
+                **_image(features, row),
+                "similarity": round(float(score), 4),
+                "right": None if label < 0 else int(features.labels[row]) == label,
+            }
+            for row, score in zip(found, scores, strict=True)
+        ]
+        right = None if label < 0 else sum(bool(neighbour["right"]) for neighbour in neighbours)
+        pages.append({**_image(features, query), "right": right, "neighbours": neighbours})
+    return {"gallery": gallery_split, "gallery_images": int(gallery.sum()), "queries": pages}
+
+
+def shown_ids(pages: Sequence[dict[str, Any]]) -> list[int]:
+    """Ids of all images that the pages show, each once, in order."""
+    ids = {query["id"] for page in pages for query in page["queries"]}
+    ids |= {found["id"] for page in pages for query in page["queries"] for found in query["neighbours"]}
+    return sorted(ids)
+
+
+def _image(features: Features, row: int) -> dict[str, Any]:
+    label = int(features.labels[row])
+    name = features.classes[label] if 0 <= label < len(features.classes) else None
+    return {"id": int(features.ids[row]), "key": features.keys[row], "label": name}
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rows of length one; a row of zeros stays."""
+    double = features.astype(np.float64)
+    return double / np.maximum(np.linalg.norm(double, axis=1, keepdims=True), 1e-12)

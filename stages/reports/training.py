@@ -1,0 +1,74 @@
+"""Curves of pretraining, from metrics.jsonl."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MOST_POINTS = 300
+"""Points of one curve: more than a plot of 400 pixels shows."""
+
+CURVES = {
+    "loss": "Loss (NT-Xent)",
+    "contrastive_accuracy": "Contrastive accuracy",
+    "probe_accuracy": "Linear probe beside training",
+    "rankme_share": "Effective rank of the projector, share of its dimension",
+    "alignment": "Alignment",
+    "uniformity": "Uniformity",
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Gradient norm",
+}
+"""What is drawn, in this order, by its key in metrics.jsonl."""
+
+SHARES = frozenset({"contrastive_accuracy", "probe_accuracy", "rankme_share"})
+"""Curves that are fractions: drawn as percent."""
+
+
+def curve(lines: Sequence[dict[str, Any]], key: str) -> dict[str, list[float]]:
+    """One quantity against the epoch, thinned to means of neighbouring points; the last point stays as it is.
+
+    Returns:
+        {"epoch": [...], "value": [...]}, both empty where no line has the quantity.
+    """
+    found = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None and math.isfinite(line[key])]
+    if len(found) > MOST_POINTS:
+        *body, last = found
+        parts = np.array_split(np.asarray(body, dtype=np.float64), MOST_POINTS - 1)
+        found = [tuple(part.mean(axis=0)) for part in parts] + [last]
+    return {
+        "epoch": [round(float(epoch), 4) for epoch, _ in found],
+        "value": [float(f"{value:.6g}") for _, value in found],
+    }
+
+
+def training(lines: Sequence[dict[str, Any]], card: dict[str, Any]) -> dict[str, Any]:
+    """Everything the page says of one pretraining.
+
+    Args:
+        lines: of metrics.jsonl.
+        card: model.json.
+    """
+    curves = {key: curve(lines, key) for key in CURVES}
+    curves = {key: points for key, points in curves.items() if points["value"]}
+    health = next((line for line in reversed(lines) if "rankme" in line), None)
+    return {
+        "backbone": card["architecture"]["backbone"],
+        "width": card["architecture"]["width"],
+        "parameters": card["parameters"],
+        "embedding_size": card["embedding_size"],
+        "projector": card["projector"],
+        "image_size": card["image_size"],
+        "weights": card["weights"],
+        "steps": max((line["step"] for line in lines), default=0),
+        "last": {key: points["value"][-1] for key, points in curves.items()},
+        "curves": curves,
+        "projector_rank": None
+        if health is None
+        else {
+            "rankme": health["rankme"],
+            "share": health["rankme_share"],
+            "samples": health["rankme_samples"],
+            "dimension": card["projector"]["dimension"],
+        },
+    }
