@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -276,6 +277,9 @@ def schema(
 
 def main() -> None:
     """Entry point: an error is one line on stderr and an exit code, see pipeline/errors.py."""
+    # Threads of a kernel that wait for one another sleep instead of spinning: alone it costs a few percent at most,
+    # beside another busy process (or our own reading ahead) it is much faster. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import UsageError
 from pipeline.run import Run
 from stages.images import Batch, open_shards, read_summary
-from stages.models import Encoder, UnusableBackbone, build_encoder, load_encoder
+from stages.models import Encoder, build_encoder, load_encoder
 from stages.settings.embed import Embed
 from stages.views import Interpolation, evaluation_view
 
@@ -115,12 +115,7 @@ def _source(run: Run, settings: Embed, statistics: dict[str, Any]) -> Source:
 
 def _from_timm(run: Run, settings: Embed) -> Source:
     """A published encoder of timm, at the recipe's image size."""
-    try:
-        encoder = build_encoder(settings.encoder, 64, 0, True, settings.image_size)
-    except UnusableBackbone:
-        raise
-    except Exception as error:  # whatever the hub's client raises where there is no network
-        raise UsageError(f"{run.step}.encoder: the weights of {settings.encoder} cannot be had: {error}") from error
+    encoder = build_encoder(settings.encoder, 64, 0, True, settings.image_size)
     run.say(f"weights {encoder.weights.source}, licence: {encoder.weights.licence or 'not stated'}")
     mean, std = encoder.weights.mean, encoder.weights.std
     if mean is None or std is None:

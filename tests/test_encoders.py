@@ -1,6 +1,8 @@
 """Encoders: names and numbers of torchvision and timm, any width, stems, published weights without a network."""
 
+from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import timm
@@ -238,3 +240,15 @@ def test_projector_is_that_of_the_paper(layers: int) -> None:
     assert projected.shape == (10, 8)
     assert torch.allclose(projected.mean(0), torch.zeros(8), atol=1e-6)
     assert [*projector.state_dict()][:2] == ["linear1.weight", "norm1.weight"]
+
+
+def test_weights_that_cannot_be_downloaded_are_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(UnusableBackbone, match=r"weights of resnet18 cannot be had: .*no network"):
+        build_encoder("resnet18", 64, 0, True, 224)

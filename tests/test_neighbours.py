@@ -13,9 +13,10 @@ from stages.evaluation.neighbours import Neighbours
 
 def by_sorting(queries, gallery, k):
     """The definition: all similarities in float64, sorted by similarity, then by index."""
-    similarity = torch.nn.functional.normalize(queries.double(), dim=1) @ torch.nn.functional.normalize(
-        gallery.double(), dim=1
-    ).T
+    similarity = (
+        torch.nn.functional.normalize(queries.double(), dim=1)
+        @ torch.nn.functional.normalize(gallery.double(), dim=1).T
+    )
     ordered = similarity.sort(dim=1, descending=True, stable=True)
     return ordered.values[:, :k], ordered.indices[:, :k]
 
@@ -54,9 +55,7 @@ def test_any_shape_with_many_ties(queries, gallery, k, seed):
     """Points of a small lattice, scaled to 3-4-5 directions, so that equal directions are equal to the last bit."""
     random = torch.Generator().manual_seed(seed)
     directions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0], [0.0, 0.0]])
-    rows, columns = (
-        directions[torch.randint(5, (count,), generator=random)] for count in (queries, gallery)
-    )
+    rows, columns = (directions[torch.randint(5, (count,), generator=random)] for count in (queries, gallery))
     found = nearest(rows, columns, k)
     similarity, index = by_sorting(rows, columns, k)
     assert torch.equal(found.index, index)
@@ -76,7 +75,11 @@ def test_no_queries():
 
 @pytest.mark.parametrize(
     ("queries", "gallery", "k"),
-    [(torch.zeros(2, 3), torch.zeros(2, 4), 1), (torch.zeros(2, 3), torch.zeros(0, 3), 1), (torch.zeros(2, 3),) * 2 + (0,)],
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 4), 1),
+        (torch.zeros(2, 3), torch.zeros(0, 3), 1),
+        (torch.zeros(2, 3),) * 2 + (0,),
+    ],
 )
 def test_refuses_what_has_no_neighbours(queries, gallery, k):
     with pytest.raises(ValueError, match="nearest"):

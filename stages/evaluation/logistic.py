@@ -143,7 +143,7 @@ def _check(features: Tensor, labels: Tensor, classes: int | None) -> None:
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0 or (classes is not None and largest >= classes):
         raise ValueError(f"labels must be from 0 to one less than the classes, not from {smallest} to {largest}")
-    if not torch.isfinite(features.sum(dtype=torch.float64)):
+    if not all(torch.isfinite(bound) for bound in features.aminmax()):  # NaN goes through, and nothing is copied
         raise ValueError("features hold infinite numbers or NaN")
 
 
@@ -207,8 +207,10 @@ def mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
 
     A dimension that varies by no more than rounding has deviation 0.
     """
-    mean = features.mean(0, dtype=torch.float64)
+    mean = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     square = torch.zeros_like(mean)
+    for part in features.split(4096):  # a sum in float64 copies what it sums
+        mean += part.sum(0, dtype=torch.float64) / len(features)
     for part in features.split(4096):
         square += (part - mean).pow_(2).sum(0)
     deviation = (square / len(features)).sqrt()

@@ -115,6 +115,14 @@ def build_encoder(backbone: str, width: int, small_stem_up_to: int, pretrained: 
     Raises:
         UnusableBackbone: no such model, or it does not go with width, image size or published weights.
     """
+    try:
+        return _build(backbone, width, small_stem_up_to, pretrained, image_size)
+    except OSError as error:  # of the download: both libraries' clients raise kinds of it
+        reason = " ".join(str(error).split())
+        raise UnusableBackbone(f"the published weights of {backbone} cannot be had: {reason}") from error
+
+
+def _build(backbone: str, width: int, small_stem_up_to: int, pretrained: bool, image_size: int) -> Encoder:
     if backbone in RESNET_LAYOUTS:
         return _build_resnet(backbone, width, image_size <= small_stem_up_to, pretrained)
     of_timm = backbone.startswith(TIMM_PREFIX)
