@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import timm
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.run import Run
 from stages.images import Batch, open_shards, read_summary
 from stages.models import Encoder, build_encoder, load_encoder
+from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX
 from stages.settings.embed import Embed
 from stages.views import Interpolation, evaluation_view
 
@@ -102,9 +104,10 @@ def _source(run: Run, settings: Embed, statistics: dict[str, Any]) -> Source:
             3 * settings.image_size**2, lambda images: images.flatten(1),
         )  # fmt: skip
     if settings.encoder == "random":
-        torch.manual_seed(run.seed)  # as the stage pretrain does: these are the weights that it starts from
-        architecture = settings.architecture.model_dump()
-        encoder = build_encoder(**(architecture | {"pretrained": False}), image_size=settings.image_size)
+        architecture = settings.architecture.model_dump() | {"pretrained": False}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)  # as the stage pretrain does: these are the weights that it starts from
+            encoder = build_encoder(**architecture, image_size=settings.image_size)
         return Source(
             "random", settings.architecture.backbone, None, architecture, settings.image_size,
             _colour(statistics["mean"]), _colour(statistics["std"]), "bilinear", True,
@@ -114,14 +117,17 @@ def _source(run: Run, settings: Embed, statistics: dict[str, Any]) -> Source:
 
 
 def _from_timm(run: Run, settings: Embed) -> Source:
-    """A published encoder of timm, at the recipe's image size."""
-    encoder = build_encoder(settings.encoder, 64, 0, True, settings.image_size)
+    """A published encoder of timm, with the size, resize and normalisation of images that its weights know."""
+    published = timm.get_pretrained_cfg(settings.encoder.removeprefix(TIMM_PREFIX))
+    image_size = settings.image_size if published is None else published.input_size[-1]
+    encoder = build_encoder(settings.encoder, PUBLISHED_WIDTH, 0, True, image_size)
     run.say(f"weights {encoder.weights.source}, licence: {encoder.weights.licence or 'not stated'}")
     mean, std = encoder.weights.mean, encoder.weights.std
-    if mean is None or std is None:
-        raise UsageError(f"{run.step}.encoder: timm does not say how {settings.encoder} wants its images normalised")
+    if published is None or mean is None or std is None:
+        raise UsageError(f"{run.step}.encoder: timm does not say how {settings.encoder} wants its images")
+    interpolation = "bilinear" if published.interpolation == "bilinear" else "bicubic"
     return Source(
-        "timm", settings.encoder, None, None, settings.image_size, mean, std, "bicubic", True,
+        "timm", settings.encoder, None, None, image_size, mean, std, interpolation, True,
         encoder.embedding_size, _function(encoder.eval(), run.device),
     )  # fmt: skip
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.run import Ancestor, Run
+from stages.evaluation.features import FeatureFile
 from stages.images import open_shards
 from stages.reports.artifacts import Artifact, Lineage, read_json, read_lines
-from stages.reports.features import Features
 from stages.reports.health import health, health_table, health_verdict, sample_positions
 from stages.reports.lineage import flatten, lineage_rows
 from stages.reports.neighbours import neighbour_pages, pick_queries, shown_ids
@@ -30,11 +30,11 @@ MOST_REJECTED = 10
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features that are looked at, with the name of what made them."""
+    """FeatureFile that are looked at, with the name of what made them."""
 
     name: Named
     artifact: Artifact
-    features: Features
+    features: FeatureFile
     shards: Artifact | None
 
 
@@ -91,7 +91,7 @@ def _feature_sets(lineage: Lineage, compared: Sequence[Artifact]) -> list[Featur
     """The features behind the probes, and those that are compared as they are; each once, in the recipe's order."""
     found = [lineage.input(one, "features") if one.stage == "probe" else one for one in compared]
     artifacts = list({one.digest: one for one in found if one is not None}.values())
-    features = [Features(one.files) for one in artifacts]
+    features = [FeatureFile(one.files) for one in artifacts]
     names = [
         name_features(one.card["encoder"], artifact.step) for one, artifact in zip(features, artifacts, strict=True)
     ]

@@ -242,9 +242,7 @@ def test_projector_is_that_of_the_paper(layers: int) -> None:
     assert [*projector.state_dict()][:2] == ["linear1.weight", "norm1.weight"]
 
 
-def test_weights_that_cannot_be_downloaded_are_one_clear_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: object, **__: object) -> None:
         raise URLError("no network")
 

@@ -50,7 +50,7 @@ def digits(standardise=True):
         pytest.param(lambda dtype: blobs(240, 8, 3, 0.5, dtype=dtype), id="overlapping"),
         pytest.param(lambda dtype: blobs(120, 5, 4, 5.0, dtype=dtype), id="separable"),
         pytest.param(lambda dtype: blobs(40, 90, 4, 0.3, dtype=dtype), id="more dimensions than rows"),
-        pytest.param(lambda dtype: (digits()[0][:600].to(dtype), digits()[1][:600]), id="digits"),
+        pytest.param(lambda dtype: (digits()[0][:300].to(dtype), digits()[1][:300]), id="digits"),
     ],
 )
 def test_same_objective_and_accuracy_as_scikit_learn_over_ten_decades(make, dtype):

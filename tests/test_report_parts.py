@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from report_artifacts import write_features
 
+from stages.evaluation.features import FeatureFile
 from stages.reports.artifacts import Artifact, Lineage
 from stages.reports.confusions import confused_pairs, confusion_table
-from stages.reports.features import Features
 from stages.reports.figures import colours
 from stages.reports.formats import capitalised, percent, plural, share_name, value
 from stages.reports.health import alarm, health, sample_positions, thin_spectrum
@@ -259,7 +259,7 @@ def test_a_long_spectrum_is_thinned_and_noise_left_out() -> None:
 
 
 @pytest.fixture
-def features(tmp_path: Path) -> Features:
+def features(tmp_path: Path) -> FeatureFile:
     class Folder:
         def add(self, *_: Any) -> Path:
             return tmp_path
@@ -272,12 +272,14 @@ def features(tmp_path: Path) -> Features:
     values[100] = values[3]  # two that are equally near to all others
     labels = np.arange(480) % 7
     write_features(Folder(), "f", "pixels", values, labels, np.arange(480) < 400, list("abcdefg"))  # type: ignore[arg-type]
-    return Features(tmp_path)
+    return FeatureFile(tmp_path)
 
 
 @pytest.mark.parametrize("block", [1, 7, 100, 1000])
-def test_neighbours_are_those_of_brute_force(features: Features, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr("stages.reports.features.BLOCK_NUMBERS", 24 * block)
+def test_neighbours_are_those_of_brute_force(
+    features: FeatureFile, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("stages.evaluation.features.BLOCK_NUMBERS", 24 * block)
     gallery = features.splits == "train"
     queries = np.array([450, 3, 100, 399])
     rows, similarities = nearest(features, queries, gallery, 5)
@@ -291,14 +293,14 @@ def test_neighbours_are_those_of_brute_force(features: Features, monkeypatch: py
         np.testing.assert_allclose(scores, cosine[expected])
 
 
-def test_a_gallery_smaller_than_asked_for(features: Features) -> None:
+def test_a_gallery_smaller_than_asked_for(features: FeatureFile) -> None:
     gallery = np.zeros(480, dtype=bool)
     gallery[[1, 2, 3]] = True
     assert nearest(features, np.array([2]), gallery, 8)[0].shape == (1, 2)
     assert nearest(features, np.array([9]), gallery, 8)[0].shape == (1, 3)
 
 
-def test_rows_come_in_the_order_asked_for(features: Features) -> None:
+def test_rows_come_in_the_order_asked_for(features: FeatureFile) -> None:
     rows = np.array([470, 0, 250])
     np.testing.assert_array_equal(features.rows(rows), features.rows(np.arange(480))[rows])
 

@@ -1,6 +1,6 @@
 """What is measured on features: logistic regression, nearest neighbours, label subsets, intervals, representation."""
 
-from stages.evaluation.features import Features, read_features
+from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.neighbours import Neighbours, classify, nearest
@@ -8,6 +8,7 @@ from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.evaluation.subsets import held_out, label_subset, stratified_folds
 
 __all__ = [
+    "FeatureFile",
     "Features",
     "LogisticPath",
     "Neighbours",

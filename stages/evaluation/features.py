@@ -1,14 +1,70 @@
 """Features as the stage `embed` writes them: features.parquet and features.json."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+BLOCK_NUMBERS = 4_000_000
+"""Feature values that are in memory at once."""
+
+
+class FeatureFile:
+    """features.parquet read in blocks: little memory, however many images there are.
+
+    Attributes:
+        card: features.json.
+        ids, labels: int64 [N]; a label is -1 where there is none.
+        splits: str [N].
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "features.parquet"
+        self.card = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+        columns = pq.read_table(self.path, columns=["id", "split", "label"])
+        self.ids: NDArray[np.int64] = columns["id"].to_numpy()
+        self.labels: NDArray[np.int64] = columns["label"].to_numpy().astype(np.int64)
+        self.splits: NDArray[np.str_] = np.asarray(columns["split"].to_pylist(), dtype=np.str_)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.card["dimension"])
+
+    @property
+    def classes(self) -> list[str]:
+        return self.card["classes"]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return pq.read_table(self.path, columns=["key"])["key"].to_pylist()
+
+    def positions(self, split: str) -> NDArray[np.int64]:
+        """Rows of the file that belong to a split."""
+        return np.flatnonzero(self.splits == split)
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The whole file as (first row, features [B, D])."""
+        start, size = 0, max(1, BLOCK_NUMBERS // self.dimension)
+        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=size, columns=["features"]):
+            block = batch.column(0).flatten().to_numpy().reshape(batch.num_rows, self.dimension)
+            yield start, block
+            start += batch.num_rows
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features [n, D] of rows of the file, in the order asked for."""
+        found = np.empty((len(positions), self.dimension), dtype=np.float32)
+        for start, block in self.blocks():
+            inside = (positions >= start) & (positions < start + len(block))
+            found[inside] = block[positions[inside] - start]
+        return found
 
 
 @dataclass(frozen=True)
@@ -49,32 +105,14 @@ class Features:
 
 
 def read_features(folder: Path) -> Features:
-    """All of an embed artifact's features, read group by group: memory is that of the features, once.
+    """All of an embed artifact's features, read block by block: memory is that of the features, once.
 
     Args:
         folder: the artifact's files.
-
-    Raises:
-        ValueError: a table that is not of this kind.
     """
-    card = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-    table = pq.ParquetFile(folder / "features.parquet")
-    rows, dimension = table.metadata.num_rows, card["dimension"]
-    features = torch.empty(rows, dimension)
-    begin = 0
-    for batch in table.iter_batches(batch_size=4096, columns=["features"]):
-        values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-        if len(values) != len(batch) * dimension:
-            raise ValueError(f"features.parquet in {folder} does not hold rows of {dimension} numbers")
-        features[begin : begin + len(batch)] = torch.from_numpy(values.copy()).view(-1, dimension)
-        begin += len(batch)
-    columns = table.read(columns=["id", "key", "split", "label"])
-    return Features(
-        features,
-        torch.from_numpy(columns["label"].to_numpy().astype(np.int64)),
-        columns["id"].to_numpy(),
-        np.asarray(columns["key"].to_pylist(), dtype=str),
-        np.asarray(columns["split"].to_pylist(), dtype=str),
-        card["classes"],
-        card,
-    )
+    file = FeatureFile(folder)
+    features = torch.empty(len(file.ids), file.dimension)
+    for start, block in file.blocks():
+        features[start : start + len(block)] = torch.from_numpy(block.copy())
+    keys = np.asarray(file.keys, dtype=str)
+    return Features(features, torch.from_numpy(file.labels), file.ids, keys, file.splits, file.classes, file.card)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.reports.features import Features
+from stages.evaluation.features import FeatureFile
 
 
 def pick_queries(labels: NDArray[np.int64], number: int) -> NDArray[np.int64]:
@@ -28,7 +28,7 @@ def pick_queries(labels: NDArray[np.int64], number: int) -> NDArray[np.int64]:
 
 
 def nearest(
-    features: Features, queries: NDArray[np.int64], gallery: NDArray[np.bool_], count: int
+    features: FeatureFile, queries: NDArray[np.int64], gallery: NDArray[np.bool_], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The nearest gallery rows of each query by cosine similarity; a query is never its own neighbour.
 
@@ -55,7 +55,9 @@ def nearest(
     return rows[:, :others], similarities[:, :others]
 
 
-def neighbour_pages(features: Features, queries: NDArray[np.int64], gallery_split: str, count: int) -> dict[str, Any]:
+def neighbour_pages(
+    features: FeatureFile, queries: NDArray[np.int64], gallery_split: str, count: int
+) -> dict[str, Any]:
     """Queries with their nearest images of a split, as plain data.
 
     Returns:
@@ -87,7 +89,7 @@ def shown_ids(pages: Sequence[dict[str, Any]]) -> list[int]:
     return sorted(ids)
 
 
-def _image(features: Features, row: int) -> dict[str, Any]:
+def _image(features: FeatureFile, row: int) -> dict[str, Any]:
     label = int(features.labels[row])
     name = features.classes[label] if 0 <= label < len(features.classes) else None
     return {"id": int(features.ids[row]), "key": features.keys[row], "label": name}
