@@ -62,11 +62,10 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         settings.optimiser.weight_decay,
     )
     state = {"encoder": encoder, "projector": projector, "optimiser": optimiser}
-    probe = OnlineProbe(run, encoder.embedding_size, len(shards.classes)) if settings.online_probe else None
-    if probe is not None and shards.classes:
+    probe = None
+    if settings.online_probe and shards.classes:
+        probe = OnlineProbe(run, encoder.embedding_size, len(shards.classes))
         state |= {"probe": probe.linear, "probe_optimiser": probe.optimiser}
-    else:
-        probe = None
     run.say(
         f"{architecture.backbone} of width {architecture.width}, {count_parameters(encoder):,} parameters; "
         f"{len(shards):,} images, {steps:,} steps of {settings.batch_size}, learning rate {rate:.4g} on {run.device}"
@@ -190,7 +189,7 @@ class OnlineProbe:
     def __init__(self, run: Run, embedding_size: int, classes: int):
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
-            self.linear = nn.Linear(embedding_size, max(classes, 1)).to(run.device)
+            self.linear = nn.Linear(embedding_size, classes).to(run.device)
         self.optimiser = torch.optim.AdamW(self.linear.parameters(), lr=PROBE_LEARNING_RATE)
 
     def step(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -47,14 +47,19 @@ def write_features(
     return folder
 
 
-def digits(folder: Path, rows: int = 1797, train: int = TRAIN, **changed: Any) -> Path:
+def digits(
+    folder: Path,
+    *,
+    rows: int = 1797,
+    train: int = TRAIN,
+    features: np.ndarray = PIXELS,
+    labels: np.ndarray = DIGITS,
+    splits: list[str] | None = None,
+    classes: list[str] | None = None,
+) -> Path:
     """The digits' pixels, the first `train` of them to train on."""
-    given = {
-        "features": PIXELS[:rows],
-        "labels": DIGITS[:rows],
-        "splits": ["train"] * train + ["test"] * (rows - train),
-    }
-    return write_features(folder / "features", **(given | changed))
+    parts = splits or ["train"] * train + ["test"] * (rows - train)
+    return write_features(folder / "features", features[:rows], labels[:rows], parts, classes)
 
 
 def metrics_of(files: Path) -> dict[str, Any]:
