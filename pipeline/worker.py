@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,3 +193,5 @@ def _lease(work: Path) -> Iterator[None]:
         yield
     finally:
         lease.release()
+        with suppress(OSError):  # it is not empty: the step goes on another time
+            work.rmdir()

@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from stages.evaluation import fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.logistic import mean_and_deviation
@@ -25,7 +26,8 @@ def reference(features, labels, penalty):
     model = LogisticRegression(
         C=1 / (penalty * len(labels)), solver="newton-cholesky", tol=1e-10, max_iter=1000, l1_ratio=0
     )
-    return model.fit(features.double().numpy(), labels.numpy())
+    with threadpool_limits(1):  # threads of its Cholesky decompositions stand in one another's way
+        return model.fit(features.double().numpy(), labels.numpy())
 
 
 def blobs(rows, dimensions, classes, distance, seed=0, dtype=torch.float32):
