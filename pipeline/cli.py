@@ -13,13 +13,15 @@ import typer
 
 from pipeline import display, runner
 from pipeline.comparison import compare
-from pipeline.errors import DamagedArtifact, Interrupted, UsageError
+from pipeline.errors import DamagedArtifact, Interrupted, NoSpace, UsageError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.schema import recipe_schema
 from pipeline.store import Record, Store, Version
 from stages.settings import STAGES
 
 STALE = 3
+OF_THE_USER = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+"""A path that is not there or may not be written: the message says which."""
 
 app = typer.Typer(
     name="simclr",
@@ -82,19 +84,21 @@ def run(
 ) -> None:
     """Bring a recipe up to date: run what is new or changed, resume what was interrupted, reuse the rest."""
     checked, opened = _recipe(recipe, overrides, seed), Store(store)
+    forced = runner.forced_steps(checked, steps or ()) if force else frozenset()
+    planner = runner.Planner(opened, checked, display.tell, fresh=fresh, forced=forced)
     if dry_run:
-        planned = runner.plan(opened, checked, steps or (), fresh=fresh, force=force)
+        planned = runner.plan(planner, steps or ())
         estimates = runner.estimate(opened, planned)
         if as_json:
             _print_json([_planned_json(one) | asdict(estimates[one.step.name]) for one in planned])
         else:
             display.dry_run(planned, estimates)
         return
-    finished = runner.run(opened, checked, steps or (), fresh=fresh, force=force, announce=display.announce)
+    finished = runner.run(planner, steps or (), display.announce)
     if as_json:
         _print_json([_finished_json(opened, one) for one in finished])
     else:
-        display.results(opened, checked, finished)
+        display.results(opened, checked, finished, steps or ())
 
 
 def _planned_json(planned: runner.Planned) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def status(
 ) -> None:
     """What is up to date and what is not (exit 3). Trusts the last look at foreign files, and says how old it is."""
     checked, opened = _recipe(recipe, overrides, seed), Store(store)
-    planned = runner.plan(opened, checked, steps or (), look=False)
+    planned = runner.plan(runner.Planner(opened, checked, display.tell, look=False), steps or ())
     ages = runner.looks(opened, planned)
     if as_json:
         _print_json([_planned_json(one) | {"source_looked_at": ages.get(one.step.name)} for one in planned])
@@ -250,8 +254,7 @@ def verify(
     else:
         chosen = [version for names in opened.names() for version in opened.versions(*names)]
     problems = {
-        version.reference: [asdict(problem) for problem in opened.verify(version.stage, version.digest)]
-        for version in chosen
+        version.reference: [asdict(problem) for problem in opened.verify_version(version)] for version in chosen
     }
     if as_json:
         _print_json(problems)
@@ -287,6 +290,8 @@ def guarded(command: Callable[[], Any]) -> int:
     """Run a command; returns its exit code, with errors told on stderr."""
     try:
         result = command()
+        if result == 130:  # how the parser's library tells of Ctrl-C
+            return _fail("interrupted; the same command resumes", 130)
         return result if isinstance(result, int) else 0
     except Interrupted as interruption:
         return _fail("interrupted; the same command resumes", interruption.exit_code)
@@ -298,8 +303,12 @@ def guarded(command: Callable[[], Any]) -> int:
         return 0
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            return _fail(f"the disk is full: {error.filename or ''}; free some and give the same command again", 7)
-        raise
+            place = f" at {error.filename}" if error.filename else ""
+            return _fail(f"the disk is full{place}; free some and give the same command again", NoSpace.exit_code)
+        code = getattr(error, "exit_code", UsageError.exit_code if error.errno in OF_THE_USER else None)
+        if code is None:
+            raise
+        return _fail(str(error), code)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):

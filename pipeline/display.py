@@ -1,6 +1,7 @@
 """What commands print: results as tables on stdout, the state of steps on stderr."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.errors import DamagedArtifact
 from pipeline.recipe import Recipe
 from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
@@ -21,6 +23,11 @@ PIPED_WIDTH = 1000
 STYLES = {"up to date": "green", "resume": "cyan", "run": "yellow", "waits": "dim"}
 
 
+def tell(line: str) -> None:
+    """A line about what takes a while."""
+    print(line, file=sys.stderr)
+
+
 def announce(planned: Planned) -> None:
     """One line before a step runs or is passed over."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -30,11 +37,11 @@ def announce(planned: Planned) -> None:
     )
 
 
-def results(store: Store, recipe: Recipe, finished: Sequence[Finished]) -> None:
-    """What the recipe is for: tables that its last steps wrote, and where their pages lie."""
-    sinks = {step.name for step in recipe.sinks()}
+def results(store: Store, recipe: Recipe, finished: Sequence[Finished], selected: Sequence[str]) -> None:
+    """What was asked for (the recipe's last steps, if nothing): tables that they wrote, and where their pages lie."""
+    wanted = set(selected) or {step.name for step in recipe.sinks()}
     for one in finished:
-        if one.planned.step.name not in sinks:
+        if one.planned.step.name not in wanted:
             continue
         files = store.files(one.record.stage, one.record.digest)
         for path in sorted(files.glob("*.json")):
@@ -76,9 +83,12 @@ def versions(store: Store, rows: Sequence[Version]) -> None:
     """Every version in the store."""
     lines = []
     for version in rows:
-        record = store.record(version.stage, version.key, version.digest)
+        try:
+            size = _size(store.record(version.stage, version.key, version.digest).size_bytes)
+        except DamagedArtifact:
+            size = "record damaged"
         labels, age = ", ".join(store.labels(version)), f"{_age(version.created_at)} ago"
-        lines.append([version.reference, labels, version.stage, version.digest[:8], _size(record.size_bytes), age])
+        lines.append([version.reference, labels, version.stage, version.digest[:8], size, age])
     _print_table(["reference", "labels", "stage", "digest", "size", "made"], lines)
 
 
@@ -164,6 +174,8 @@ def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
         for problem in found:
             print(f"{reference}: {problem['path']} {problem['problem']}")
     print(f"{sum(not found for found in problems.values())} of {len(problems)} artifacts are whole")
+    if any(problems.values()):
+        print("`simclr run RECIPE STEP --force` makes a damaged one again")
 
 
 def _console() -> Console:

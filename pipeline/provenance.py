@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipeline.manifest import canonical_json, replace_file, sha256_bytes, sha256
 from pipeline.settings import ForeignInput
 
 STORE_FORMAT = 1
+FILES_WORTH_A_WORD = 1000
 LIBRARIES = ("torch", "torchvision", "kornia", "timm", "accelerate", "webdataset", "scikit-learn", "numpy", "pillow")
 
 
@@ -53,12 +54,15 @@ class Fingerprint:
     """Seconds since 1970."""
 
 
-def fingerprint(source: ForeignInput, cache: Path, *, look: bool = True) -> Fingerprint | None:
+def fingerprint(
+    source: ForeignInput, cache: Path, *, look: bool = True, tell: Callable[[str], None] = lambda _: None
+) -> Fingerprint | None:
     """Fingerprint a foreign source by content; files whose size and time did not change are not read again.
 
     Args:
         cache: folder of the store for what was seen; can be deleted at any time.
         look: False trusts the last look and returns None where there was none.
+        tell: called with a line if many files have to be read.
 
     Raises:
         UsageError: a root is missing or holds no file of the wanted kind.
@@ -68,19 +72,7 @@ def fingerprint(source: ForeignInput, cache: Path, *, look: bool = True) -> Fing
     summary, listing = cache / f"{name}.json", cache / f"{name}.files.json"
     if not look:
         return Fingerprint(**json.loads(summary.read_bytes())) if summary.is_file() else None
-    known = json.loads(listing.read_bytes()) if listing.is_file() else {}
-    seen: dict[str, list[Any]] = {}
-    for number, root in enumerate(source.roots):
-        if not root.is_dir():
-            raise UsageError(f"{source.kind}:{root}: no such folder")
-        for path, relative, status in _files(root, source.suffixes):
-            entry = f"{number}/{relative}"
-            stamp = [status.st_size, status.st_mtime_ns]
-            before = known.get(entry)
-            seen[entry] = before if before and before[:2] == stamp else [*stamp, _content(path)]
-    if source.roots and not seen:
-        places = ", ".join(str(root) for root in source.roots)
-        raise UsageError(f"{source.kind}:{places}: no files here ending in {', '.join(sorted(source.suffixes))}")
+    seen = _contents(source, listing, tell)
     content = [source.kind, [[path, size, digest] for path, (size, _, digest) in sorted(seen.items())]]
     result = Fingerprint(
         value=f"foreign:{sha256_bytes(canonical_json(content))}",
@@ -88,9 +80,35 @@ def fingerprint(source: ForeignInput, cache: Path, *, look: bool = True) -> Fing
         size_bytes=sum(entry[0] for entry in seen.values()),
         looked_at=time.time(),
     )
-    replace_file(listing, canonical_json(seen))
     replace_file(summary, canonical_json(asdict(result)))
     return result
+
+
+def _contents(source: ForeignInput, listing: Path, tell: Callable[[str], None]) -> dict[str, list[Any]]:
+    """By path: size, time and hash of each file; `listing` keeps them, also what was read before an interruption."""
+    known = json.loads(listing.read_bytes()) if listing.is_file() else {}
+    stamps: dict[str, list[int]] = {}
+    places: dict[str, Path] = {}
+    for number, root in enumerate(source.roots):
+        if not root.is_dir():
+            raise UsageError(f"{source.kind}:{root}: no such folder")
+        for path, relative, status in _files(root, source.suffixes):
+            stamps[f"{number}/{relative}"] = [status.st_size, status.st_mtime_ns]
+            places[f"{number}/{relative}"] = path
+    roots = ", ".join(str(root) for root in source.roots)
+    if source.roots and not stamps:
+        raise UsageError(f"{source.kind}:{roots}: no files here ending in {', '.join(sorted(source.suffixes))}")
+    seen = {entry: known[entry] for entry, stamp in stamps.items() if known.get(entry, [])[:2] == stamp}
+    unread = [entry for entry in stamps if entry not in seen]
+    if len(unread) > FILES_WORTH_A_WORD:
+        tell(f"{roots}: reads {len(unread):,} files that are new or changed since the last look")
+    try:
+        for entry in unread:
+            seen[entry] = [*stamps[entry], _content(places[entry])]
+    finally:
+        if unread or seen.keys() != known.keys():
+            replace_file(listing, canonical_json(seen))
+    return seen
 
 
 def _files(root: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, os.stat_result]]:

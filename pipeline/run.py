@@ -83,10 +83,12 @@ class Run:
         ancestors: list[Ancestor],
         out: Path,
         work: Path,
+        trackers: Path,
         reporter: Reporter,
     ):
         self.recipe, self.step, self.seed, self.out = recipe, step, seed, out
         self.settings, self.work, self.reporter = settings, work, reporter
+        self._trackers = trackers
         self.counts: dict[str, float | str] = {}
         self.signal: int | None = None
         self.in_training = False
@@ -140,7 +142,7 @@ class Run:
         It stays in full precision: its precision is one for the whole process, and the steps of a recipe differ; see
         `autocast`.
         """
-        return tracking.accelerator_with(getattr(self.settings, "trackers", ()), self.work)
+        return tracking.accelerator_with(getattr(self.settings, "trackers", ()), self._trackers)
 
     @cached_property
     def device(self) -> torch.device:
@@ -209,7 +211,9 @@ class Training:
 
     def __enter__(self) -> Self:
         self._resume()
-        append_line(self._run.work / "attempts.jsonl", {"event": "training", "first_step": self.done})
+        append_line(
+            self._run.work / "attempts.jsonl", {"event": "training", "at": time.time(), "first_step": self.done}
+        )
         tracking.start(self._run.accelerator, self._run.recipe, plain(self._run.settings))
         self._progress = Progress(self._run.reporter, self._total, "steps", self.done, self._log_every)
         self._progress.__enter__()
@@ -299,7 +303,8 @@ class Training:
             "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
         }
         checkpoint.save(self._checkpoints, self.done, {"loop": loop, "state": state})
-        append_line(self._run.work / "attempts.jsonl", {"event": "checkpoint", "step": self.done})
+        event = {"event": "checkpoint", "at": time.time(), "step": self.done}
+        append_line(self._run.work / "attempts.jsonl", event)
 
     def _resume(self) -> None:
         found = checkpoint.load_latest(self._checkpoints, self._run.work / "quarantine")

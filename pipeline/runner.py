@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pipeline import provenance
 from pipeline.comparison import differences
+from pipeline.errors import UsageError
 from pipeline.recipe import Recipe, Step
-from pipeline.settings import Estimate, hashed_subset
+from pipeline.settings import Estimate, artifact_stages, hashed_subset
 from pipeline.store import Record, Store, Version
 
 State = Literal["up to date", "resume", "run", "waits"]
@@ -40,54 +41,102 @@ class Finished:
     ran: bool
 
 
-def plan(
-    store: Store,
-    recipe: Recipe,
-    selected: Sequence[str] = (),
-    *,
-    look: bool = True,
-    fresh: bool = False,
-    force: bool = False,
-) -> list[Planned]:
-    """What would run, and why, in running order.
+@dataclass(frozen=True)
+class Planner:
+    """Finds out the state of one step after another."""
 
-    Args:
-        selected: steps to run with what they need; all if none.
-        look: look at foreign files again, rather than trust the last look.
-    """
+    store: Store
+    recipe: Recipe
+    tell: Callable[[str], None]
+    """Called with what takes a while."""
+    look: bool = True
+    """Look at foreign files again, rather than trust the last look."""
+    fresh: bool = False
+    """Checkpoints will be discarded."""
+    forced: frozenset[str] = frozenset()
+    """Steps that run even if they are up to date."""
+
+    def plan(self, step: Step, known: dict[str, Planned]) -> Planned:
+        """The state of a step, `known` holding all steps before it."""
+        names = [name for names in step.references().values() for name in names]
+        waits_for = [name for name in names if name in known and known[name].record is None]
+        if waits_for:
+            return Planned(step, "waits", f"for {', '.join(dict.fromkeys(waits_for))}")
+        input_records = self._input_records(step, known)
+        inputs = _digests(step, input_records)
+        for field, source in step.settings.foreign_inputs().items():
+            found = provenance.fingerprint(source, self.store.sources(), look=self.look, tell=self.tell)
+            if found is None:
+                return Planned(step, "run", "first run: its source was never looked at")
+            inputs[field] = found.value
+        seed = self.recipe.seed if step.settings.depends_on_seed() else None
+        names_seen = _lineage_names(self.store, self.recipe, input_records) if step.settings.reads_ancestors else None
+        hashed = hashed_subset(step.settings)
+        key = provenance.step_key(step.stage.name, step.stage.version, seed, hashed, inputs, names_seen)
+        record = self.store.current(step.stage.name, key)
+        facts = {"key": key, "inputs": inputs, "input_records": input_records, "seed": seed}
+        forced = step.name in self.forced
+        if record is not None and not forced:
+            return Planned(step, "up to date", "", record=record, **facts)
+        has_checkpoint = any(self.store.work(step.stage.name, key).glob("checkpoints/step-*"))
+        if has_checkpoint and not self.fresh and not forced:
+            return Planned(step, "resume", "from its last checkpoint", **facts)
+        why = "forced" if record is not None else _why(self.store, self.recipe, step, seed, inputs)
+        return Planned(step, "run", why, **facts)
+
+    def _input_records(self, step: Step, known: dict[str, Planned]) -> dict[str, list[tuple[str, Record]]]:
+        """By setting: (name, record) of what it names, from the steps before or from the store."""
+        found: dict[str, list[tuple[str, Record]]] = {}
+        for field, names in step.references().items():
+            wanted = artifact_stages(type(step.settings).model_fields[field])
+            found[field] = [(name, self._input_record(known, name)) for name in names]
+            for name, record in found[field]:
+                if record.stage not in wanted:
+                    raise UsageError(
+                        f"{step.name}.{field}: {name} is made by {record.stage}, wanted is one made by "
+                        f"{' or '.join(wanted)}"
+                    )
+        return found
+
+    def _input_record(self, known: dict[str, Planned], name: str) -> Record:
+        planned = known.get(name)
+        if planned is not None and planned.record is not None:
+            return planned.record
+        version = self.store.resolve(name)
+        return self.store.record(version.stage, version.key, version.digest)
+
+
+def plan(planner: Planner, selected: Sequence[str] = ()) -> list[Planned]:
+    """What would run, and why, in running order: the selected steps (all, if none) with what they need."""
     known: dict[str, Planned] = {}
-    for step in recipe.needed(selected):
-        known[step.name] = _plan_step(store, recipe, step, known, look, fresh, _forced(step, selected, force))
+    for step in planner.recipe.needed(selected):
+        known[step.name] = planner.plan(step, known)
     return list(known.values())
 
 
-def run(
-    store: Store,
-    recipe: Recipe,
-    selected: Sequence[str] = (),
-    *,
-    fresh: bool = False,
-    force: bool = False,
-    announce: Callable[[Planned], None],
-) -> list[Finished]:
-    """Bring every selected step up to date.
+def run(planner: Planner, selected: Sequence[str], announce: Callable[[Planned], None]) -> list[Finished]:
+    """Bring the selected steps (all, if none) and what they need up to date.
 
     Args:
-        fresh: discard checkpoints of steps that run.
-        force: run the selected steps even if they are up to date.
         announce: called with each step before it runs or is passed over.
     """
+    store, recipe = planner.store, planner.recipe
     store.prepare()
     known: dict[str, Planned] = {}
     finished = []
     for step in recipe.needed(selected):
-        planned = _plan_step(store, recipe, step, known, True, fresh, _forced(step, selected, force))
+        planned = planner.plan(step, known)
         announce(planned)
-        ran = planned.record is None
-        record = planned.record or _execute(store, recipe, planned, fresh, force)
+        record = planned.record or _execute(planner, planned)
         known[step.name] = Planned(step, "up to date", planned.why, planned.key, record)
-        finished.append(Finished(planned, store.name(recipe.name, step.name, record), record, ran))
+        version = store.name(recipe.name, step.name, record)
+        finished.append(Finished(planned, version, record, ran=planned.record is None))
     return finished
+
+
+def forced_steps(recipe: Recipe, selected: Sequence[str]) -> frozenset[str]:
+    """The steps that `--force` means: the selected ones, or all."""
+    return frozenset(selected or recipe.steps)
 
 
 def estimate(store: Store, planned: Sequence[Planned]) -> dict[str, Estimate]:
@@ -121,71 +170,30 @@ def looks(store: Store, planned: Sequence[Planned]) -> dict[str, float]:
     return ages
 
 
-def _forced(step: Step, selected: Sequence[str], force: bool) -> bool:
-    return force and (not selected or step.name in selected)
-
-
-def _execute(store: Store, recipe: Recipe, planned: Planned, fresh: bool, force: bool) -> Record:
+def _execute(planner: Planner, planned: Planned) -> Record:
     # By name: the worker brings torch along, which `status` and `--help` must not wait for.
     worker = importlib.import_module("pipeline.worker")
     job = worker.Job(
-        recipe=recipe.name,
+        recipe=planner.recipe.name,
         step=planned.step,
         seed=planned.seed,
         key=planned.key,
         inputs=planned.inputs,
         input_records=planned.input_records,
-        fresh=fresh,
-        force=force,
+        fresh=planner.fresh,
+        force=planned.step.name in planner.forced,
     )
-    return worker.run_step(store, job)
+    return worker.run_step(planner.store, job)
 
 
-def _plan_step(
-    store: Store, recipe: Recipe, step: Step, known: dict[str, Planned], look: bool, fresh: bool, force: bool
-) -> Planned:
-    waits_for = [
-        name for names in step.references().values() for name in names if name in known and known[name].record is None
-    ]
-    if waits_for:
-        return Planned(step, "waits", f"for {', '.join(dict.fromkeys(waits_for))}")
-    inputs: dict[str, Any] = {}
-    input_records: dict[str, list[tuple[str, Record]]] = {}
-    for field, names in step.references().items():
-        records = [(name, _input_record(store, known, name)) for name in names]
-        input_records[field] = records
-        several = isinstance(getattr(step.settings, field), tuple)
-        inputs[field] = [[name, one.digest] for name, one in records] if several else records[0][1].digest
-    for field, source in step.settings.foreign_inputs().items():
-        found = provenance.fingerprint(source, store.sources(), look=look)
-        if found is None:
-            return Planned(step, "run", "first run: its source was never looked at")
-        inputs[field] = found.value
-    seed = recipe.seed if step.settings.depends_on_seed() else None
-    key = provenance.step_key(
-        step.stage.name,
-        step.stage.version,
-        seed,
-        hashed_subset(step.settings),
-        inputs,
-        _lineage_names(store, recipe, input_records) if step.settings.reads_ancestors else None,
-    )
-    record = store.current(step.stage.name, key)
-    facts = {"key": key, "inputs": inputs, "input_records": input_records, "seed": seed}
-    if record is not None and not force:
-        return Planned(step, "up to date", "", record=record, **facts)
-    if any(store.work(step.stage.name, key).glob("checkpoints/step-*")) and not fresh and not force:
-        return Planned(step, "resume", "from its last checkpoint", **facts)
-    why = "forced" if record is not None else _why(store, recipe, step, seed, inputs)
-    return Planned(step, "run", why, **facts)
-
-
-def _input_record(store: Store, known: dict[str, Planned], name: str) -> Record:
-    planned = known.get(name)
-    if planned is not None and planned.record is not None:
-        return planned.record
-    version = store.resolve(name)
-    return store.record(version.stage, version.key, version.digest)
+def _digests(step: Step, input_records: dict[str, list[tuple[str, Record]]]) -> dict[str, Any]:
+    """By setting: the digest of what it names, or [name, digest] of each where there are several."""
+    return {
+        field: [[name, one.digest] for name, one in group]
+        if isinstance(getattr(step.settings, field), tuple)
+        else group[0][1].digest
+        for field, group in input_records.items()
+    }
 
 
 def _lineage_names(store: Store, recipe: Recipe, input_records: dict[str, list[tuple[str, Record]]]) -> Any:

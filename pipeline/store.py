@@ -92,9 +92,14 @@ class Store:
 
     def __init__(self, path: Path | None = None):
         self.path = path or Path(os.environ.get("SIMCLR_STORE") or "artifacts")
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path}: is a file; a store is a folder")
         stamp = self.path / "format.json"
         if stamp.is_file():
-            found = json.loads(stamp.read_bytes())["format"]
+            try:
+                found = int(json.loads(stamp.read_bytes())["format"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedArtifact(f"{stamp}: cannot be read: {error}") from error
             if found > STORE_FORMAT:
                 raise UsageError(
                     f"{self.path}: the store has format {found}, this version reads {STORE_FORMAT}: "
@@ -122,6 +127,10 @@ class Store:
     def sources(self) -> Path:
         """What was seen of foreign sources; can be deleted at any time."""
         return self.path / "sources"
+
+    def trackers(self, recipe: str, step: str, key: str) -> Path:
+        """Where experiment trackers write their files (TensorBoard)."""
+        return self.path / "trackers" / recipe / step / key[:8]
 
     def _run(self, stage: str, key: str, digest: str) -> Path:
         return self.path / "runs" / stage / key / f"{digest}.json"
@@ -253,8 +262,18 @@ class Store:
         """
         digest = seal(folder)
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        commit_folder(folder, self.build(stage, digest))
+        place = self.build(stage, digest)
+        if not commit_folder(folder, place) and self.verify(stage, digest):
+            # What lay there was damaged since: the bytes that were made anew take its place.
+            self.discard(place)
+            commit_folder(folder, place)
         return digest, sum(entry["size"] for entry in files.values())
+
+    def discard(self, folder: Path) -> None:
+        """Move a folder to trash/, by one rename."""
+        trash = self.path / "trash" / f"{time.time_ns()}-{folder.name}"
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(trash)
 
     def write_record(self, record: Record, *, repoint: bool = False) -> Record:
         """Keep what made an artifact, and make it current if nothing was (or if `repoint`).
@@ -296,6 +315,15 @@ class Store:
         if not re.fullmatch(r"[A-Za-z][\w-]*", alias) or VERSION.match(alias) or alias == "latest":
             raise UsageError(f"{alias}: an alias is a word of letters, digits, - and _, not vN and not latest")
         replace_file(self._name(version.recipe, version.step) / alias, canonical_json(asdict(version)))
+
+    def verify_version(self, version: Version) -> list[FileProblem]:
+        """Read every byte of an artifact, and the record of what made it."""
+        problems = self.verify(version.stage, version.digest)
+        try:
+            self.record(version.stage, version.key, version.digest)
+        except DamagedArtifact as error:
+            problems.append(FileProblem("record", str(error)))
+        return problems
 
     def verify(self, stage: str, digest: str) -> list[FileProblem]:
         """Read every byte of an artifact; an empty list means that all is as it was published."""

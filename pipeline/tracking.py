@@ -14,13 +14,13 @@ def accelerator_with(trackers: Sequence[str], folder: Path) -> Accelerator:
     """An Accelerator that logs to these trackers; files of theirs (TensorBoard) go below `folder`.
 
     Raises:
-        UsageError: a tracker that is unknown or not installed.
+        UsageError: a tracker that is not installed.
     """
     available = {str(tracker) for tracker in get_available_trackers()}
     missing = [tracker for tracker in trackers if tracker not in available]
     if missing:
         installed = ", ".join(sorted(available)) or "none"
-        raise UsageError(f"trackers: {missing[0]} is unknown or not installed here; installed: {installed}")
+        raise UsageError(f"trackers: {missing[0]} is not installed here; installed: {installed}")
     return Accelerator(log_with=list(trackers) or None, project_dir=str(folder) if trackers else None)
 
 

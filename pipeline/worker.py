@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import SoftFileLease, Timeout
 
 from pipeline import provenance
@@ -71,8 +72,11 @@ def run_step(store: Store, job: Job) -> Record:
         (out / FILES).mkdir(parents=True)
         reporter = Reporter(job.step.name)
         run = _run(store, job, out / FILES, work, reporter)
-        _attempt(work, run, job)
-        digest, size_bytes = store.publish(out, job.step.stage.name)
+        try:
+            _attempt(work, run, job)
+            digest, size_bytes = store.publish(out, job.step.stage.name)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)  # nothing is left there where it was published
         attempts = _attempts(work)
         record = Record(
             stage=job.step.stage.name,
@@ -88,12 +92,13 @@ def run_step(store: Store, job: Job) -> Record:
             inputs=job.inputs,
             input_runs=[[one.stage, one.key, one.digest] for group in job.input_records.values() for _, one in group],
             size_bytes=size_bytes,
-            code=provenance.code(),
-            environment=provenance.environment() | {"device": str(run.device) if "device" in vars(run) else None},
+            code=attempts[-1]["code"],
+            environment=provenance.environment()
+            | {"device": str(run.device) if "device" in vars(run) else None, "threads": torch.get_num_threads()},
             attempts=attempts,
             counts=run.counts,
             messages=reporter.messages,
-            seconds=round(sum(attempt["seconds"] or 0.0 for attempt in attempts), 3),
+            seconds=round(sum(attempt["seconds"] for attempt in attempts), 3),
             finished_at=time.time(),
         )
         current = store.write_record(record, repoint=job.force)
@@ -132,7 +137,8 @@ def _run(store: Store, job: Job, out: Path, work: Path, reporter: Reporter) -> R
     ]  # fmt: skip
     return Run(
         recipe=job.recipe, step=job.step.name, seed=job.seed or 0, settings=job.step.settings, inputs=inputs,
-        ancestors=ancestors, out=out, work=work, reporter=reporter,
+        ancestors=ancestors, out=out, work=work, trackers=store.trackers(job.recipe, job.step.name, job.key),
+        reporter=reporter,
     )  # fmt: skip
 
 
@@ -140,11 +146,15 @@ def _attempt(work: Path, run: Run, job: Job) -> None:
     """Call the stage's function, with signals caught, and log how the attempt began and ended."""
     stage = job.step.stage
     function = getattr(importlib.import_module(stage.module), stage.name)
-    started = time.time()
     log = work / "attempts.jsonl"
-    append_line(
-        log, {"event": "start", "at": started, "host": socket.gethostname(), "process": os.getpid(), "ranks": 1}
-    )
+    start = {
+        "at": time.time(),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "ranks": 1,
+        "code": provenance.code(),  # of now: it may be another by the end
+    }
+    append_line(log, {"event": "start"} | start)
     handlers = {number: signal.signal(number, run.receive) for number in (signal.SIGINT, signal.SIGTERM)}
     ended = "failed"
     try:
@@ -156,23 +166,26 @@ def _attempt(work: Path, run: Run, job: Job) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        append_line(log, {"event": "end", "ended": ended, "seconds": time.time() - started})
+        append_line(log, {"event": "end", "at": time.time(), "ended": ended})
 
 
 def _attempts(work: Path) -> list[dict[str, Any]]:
-    """One entry an attempt from the log; one that was killed has no end, and no seconds."""
+    """One entry an attempt from the log; one that was killed lasted at least until it was last heard of."""
     attempts: list[dict[str, Any]] = []
     for line in (work / "attempts.jsonl").read_text().splitlines():
         event = json.loads(line)
         kind = event.pop("event")
         if kind == "start":
-            attempts.append(event | {"first_step": None, "last_checkpoint": None, "ended": "killed", "seconds": None})
-        elif kind == "training":
-            attempts[-1]["first_step"] = event["first_step"]
+            attempts.append(event | {"first_step": None, "last_checkpoint": None, "ended": "killed", "seconds": 0.0})
+            continue
+        attempt = attempts[-1]
+        attempt["seconds"] = event["at"] - attempt["at"]
+        if kind == "training":
+            attempt["first_step"] = event["first_step"]
         elif kind == "checkpoint":
-            attempts[-1]["last_checkpoint"] = event["step"]
+            attempt["last_checkpoint"] = event["step"]
         else:
-            attempts[-1] |= event
+            attempt["ended"] = event["ended"]
     return attempts
 
 

@@ -52,6 +52,7 @@ def run_stage(tmp_path: Path) -> RunStage:
             ancestors=ancestors or [],
             out=out,
             work=work,
+            trackers=work,
             reporter=Reporter(stage),
         )
         module = __import__(STAGES[stage].module, fromlist=[stage])

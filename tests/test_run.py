@@ -21,7 +21,7 @@ def given(folder: Path, settings: StageSettings) -> Run:
     out.mkdir()
     return Run(
         recipe="test", step="step", seed=0, settings=settings, inputs={}, ancestors=[], out=out, work=folder,
-        reporter=Reporter("step"),
+        trackers=folder, reporter=Reporter("step"),
     )  # fmt: skip
 
 
@@ -84,9 +84,9 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    values = {"shards": "s", "views": "v", "trackers": ("carrier-pigeon",)}
+    values = {"shards": "s", "views": "v", "trackers": ("mlflow",)}
     settings = STAGES["pretrain"].settings.model_validate(values)
-    with pytest.raises(UsageError, match="trackers: carrier-pigeon is unknown or not installed here"):
+    with pytest.raises(UsageError, match="trackers: mlflow is not installed here; installed: none"):
         _ = given(tmp_path, settings).accelerator
 
 

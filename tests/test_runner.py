@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_stages
 from filelock import SoftFileLease
 
 from pipeline import runner
-from pipeline.errors import DamagedArtifact, Held, Interrupted, UsageError
-from pipeline.recipe import load_recipe
-from pipeline.runner import Finished, Planned
+from pipeline.errors import DamagedArtifact, Held, Interrupted, NotFinite, UsageError
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.runner import Finished, Planned, Planner
 from pipeline.store import Store
 
 RECIPE = """
@@ -34,10 +35,14 @@ class World:
         self.path.write_text(RECIPE.format(source=self.source))
         self.store = Store(folder / "store")
         self.stages = dict(toy_stages.STAGES)
+        self.told: list[str] = []
+
+    def planner(self, recipe: Recipe, **options: Any) -> Planner:
+        return Planner(self.store, recipe, self.told.append, **options)
 
     def plan(self, *overrides: str, look: bool = True) -> dict[str, Planned]:
         recipe = load_recipe(self.path, self.stages, overrides)
-        return {one.step.name: one for one in runner.plan(self.store, recipe, look=look)}
+        return {one.step.name: one for one in runner.plan(self.planner(recipe, look=look))}
 
     def states(self, *overrides: str) -> dict[str, str]:
         return {name: one.state for name, one in self.plan(*overrides).items()}
@@ -45,7 +50,8 @@ class World:
     def run(self, *overrides: str, steps: tuple[str, ...] = (), seed: int | None = None, force: bool = False):
         recipe = load_recipe(self.path, self.stages, overrides, seed)
         announced: list[Planned] = []
-        finished = runner.run(self.store, recipe, steps, force=force, announce=announced.append)
+        forced = runner.forced_steps(recipe, steps) if force else frozenset()
+        finished = runner.run(self.planner(recipe, forced=forced), steps, announced.append)
         self.announced = {one.step.name: one for one in announced}
         self.finished: dict[str, Finished] = {one.planned.step.name: one for one in finished}
         return {name for name, one in self.finished.items() if one.ran}
@@ -184,8 +190,9 @@ def test_fresh_discards_checkpoints(world: World) -> None:
     with pytest.raises(Interrupted):
         world.run("train.stop_at=9")
     recipe = load_recipe(world.path, world.stages)
-    assert {one.step.name: one.state for one in runner.plan(world.store, recipe, fresh=True)}["train"] == "run"
-    finished = runner.run(world.store, recipe, fresh=True, announce=lambda _: None)
+    planner = world.planner(recipe, fresh=True)
+    assert {one.step.name: one.state for one in runner.plan(planner)}["train"] == "run"
+    finished = runner.run(planner, (), lambda _: None)
     attempts = next(one for one in finished if one.planned.step.name == "train").record.attempts
     assert [attempt["first_step"] for attempt in attempts] == [0, 0]
 
@@ -215,3 +222,36 @@ def test_records_say_what_made_an_artifact(world: World) -> None:
     assert not list(world.store.work("train", record.key).glob("checkpoints/*")), (
         "a finished step drops its checkpoints"
     )
+
+
+def test_a_damaged_artifact_is_made_again_by_force(world: World) -> None:
+    world.run()
+    record = world.finished["train"].record
+    (world.store.files("train", record.digest) / "model.json").write_text("[0.0, 0.0]")
+    assert world.store.verify("train", record.digest)
+    assert world.run(steps=("train",), force=True) == {"train"}
+    assert not world.store.verify("train", record.digest)
+    assert len(list((world.store.path / "trash").iterdir())) == 1, "the damaged one is kept for a look"
+
+
+def test_an_artifact_of_another_stage_is_refused(world: World) -> None:
+    world.run()
+    with pytest.raises(
+        UsageError, match=r"train\.numbers: toy/table@v1 is made by table, wanted is one made by numbers"
+    ):
+        world.plan("train.numbers=toy/table@v1")
+
+
+def test_a_step_that_fails_leaves_nothing_but_its_log(world: World) -> None:
+    with pytest.raises(NotFinite):
+        world.run("train.learning_rate=1e30")
+    left = [path for path in (world.store.path / "work" / "train").glob("*/*") if path.name.startswith("out")]
+    assert left == []
+
+
+def test_reading_many_files_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.provenance.FILES_WORTH_A_WORD", 0)
+    world.plan()
+    assert [line.endswith("reads 1 files that are new or changed since the last look") for line in world.told] == [True]
+    world.plan()
+    assert len(world.told) == 1
