@@ -86,12 +86,6 @@ def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
     return None
 
 
-def newest_step(folder: Path) -> int | None:
-    """The step of the newest checkpoint by its name, without reading it."""
-    places = _all(folder)
-    return int(places[-1].name.removeprefix("step-")) if places else None
-
-
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 

@@ -13,7 +13,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import UsageError
-from pipeline.settings import StageSettings, artifact_stages, is_artifact_field, names_artifact
+from pipeline.settings import (
+    StageSettings,
+    artifact_stages,
+    artifact_words,
+    is_artifact_field,
+    names_artifact,
+)
 from pipeline.stage import Stage
 from pipeline.store import DIGEST, REFERENCE
 
@@ -170,6 +176,10 @@ def _problem(step: str, stage: Stage, details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return f"{place}: is missing ({_description(stage.settings, keys)})"
     message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "literal_error":
+        expected = re.findall("'([^']*)'", details["ctx"]["expected"])
+        nearest = _nearest(str(details["input"]), expected)
+        return f"{place}: is one of {', '.join(expected)}, not {details['input']!r}{nearest}"
     return f"{place}: {message[0].lower()}{message[1:]}, not {details['input']!r}" if keys else f"{place}: {message}"
 
 
@@ -200,11 +210,14 @@ def _check_references(steps: Mapping[Any, Any], stages: Mapping[str, Stage]) -> 
                 value = values.get(key)
                 for one in value if isinstance(value, list) else [value]:
                     if isinstance(one, str) and names_artifact(field, one):
-                        problems += _check_reference(f"{name}.{key}", artifact_stages(field), one, made_by)
+                        words = artifact_words(field)
+                        problems += _check_reference(f"{name}.{key}", artifact_stages(field), words, one, made_by)
     return problems
 
 
-def _check_reference(place: str, wanted: list[str], reference: str, made_by: Mapping[str, Any]) -> list[str]:
+def _check_reference(
+    place: str, wanted: list[str], words: list[str], reference: str, made_by: Mapping[str, Any]
+) -> list[str]:
     if reference in made_by:
         if made_by[reference] in wanted:
             return []
@@ -215,7 +228,9 @@ def _check_reference(place: str, wanted: list[str], reference: str, made_by: Map
         ]
     if DIGEST.match(reference) or (("@" in reference or "/" in reference) and REFERENCE.match(reference)):
         return []
-    return [f"{place}: no such step: {reference}{_nearest(reference, made_by)}; steps: {_listed(made_by)}"]
+    nearest = _nearest(reference, [*made_by, *words])
+    others = f", or {', '.join(words)}" if words else ""
+    return [f"{place}: no such step: {reference}{nearest}; steps: {_listed(made_by)}{others}"]
 
 
 def _ordered(steps: Mapping[str, Step], problems: list[str]) -> dict[str, Step]:

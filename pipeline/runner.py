@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import provenance
@@ -154,7 +154,8 @@ def estimate(store: Store, planned: Sequence[Planned]) -> dict[str, Estimate]:
             made[step.name] = needed[step.name] = guess
         else:
             samples = int(one.record.counts.get("samples", guess.samples))
-            made[step.name] = replace(guess, samples=samples, disk_bytes=one.record.size_bytes)
+            sample_bytes = int(one.record.counts.get("sample_bytes", guess.sample_bytes))
+            made[step.name] = Estimate(samples, sample_bytes, one.record.size_bytes)
             needed[step.name] = Estimate(samples, disk_bytes=0, memory_bytes=0)
     return needed
 

@@ -56,6 +56,10 @@ class StageSettings(Settings):
     stage_version: ClassVar[int]
     reads_ancestors: ClassVar[bool] = False
 
+    def without_effect(self) -> set[str]:
+        """Settings that cannot change the result, given the values of the others."""
+        return set()
+
     def depends_on_seed(self) -> bool:
         """Whether the seed changes the result; if not, runs with other seeds share one artifact."""
         return True
@@ -75,23 +79,30 @@ def setting(default: Any = ..., description: str = "", *, hashed: bool = True, *
 
 
 def artifact(
-    *stages: str, description: str, default: Any = ..., literals: tuple[str, ...] = (), prefixes: tuple[str, ...] = ()
+    *stages: str,
+    description: str,
+    default: Any = ...,
+    literals: tuple[str, ...] = (),
+    prefixes: tuple[str, ...] = (),
+    min_length: int | None = None,
 ) -> Any:
     """A field that names an input: a step of the recipe or a REF into the store, made by one of `stages`.
 
     Args:
         literals: words that are no artifact (`random`).
         prefixes: beginnings of values that are no artifact (`timm:`).
+        min_length: of a field that takes several.
     """
     extra: JsonDict = {"artifact_of": [*stages], "literals": [*literals], "prefixes": [*prefixes]}
-    return Field(default, description=description, json_schema_extra=extra)
+    return Field(default, description=description, json_schema_extra=extra, min_length=min_length)
 
 
 def hashed_subset(settings: Settings) -> dict[str, Any]:
     """The settings that can change the result, as plain data; inputs that name artifacts are left out."""
     subset = {}
+    idle = settings.without_effect() if isinstance(settings, StageSettings) else set()
     for name, field in type(settings).model_fields.items():
-        if not _extra(field).get("hashed", True):
+        if name in idle or not _extra(field).get("hashed", True):
             continue
         value = getattr(settings, name)
         if is_artifact_field(field) and names_artifact(field, value):
@@ -119,6 +130,12 @@ def is_artifact_field(field: FieldInfo) -> bool:
 def artifact_stages(field: FieldInfo) -> list[str]:
     """The stages whose artifacts the field takes."""
     return _extra(field)["artifact_of"]
+
+
+def artifact_words(field: FieldInfo) -> list[str]:
+    """What else the field takes: literals, and prefixes followed by NAME."""
+    extra = _extra(field)
+    return [*extra["literals"], *(f"{prefix}NAME" for prefix in extra["prefixes"])]
 
 
 def names_artifact(field: FieldInfo, value: Any) -> bool:

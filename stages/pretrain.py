@@ -71,6 +71,10 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         f"{len(shards):,} images, {steps:,} steps of {settings.batch_size}, learning rate {rate:.4g} on {run.device}"
     )
 
+    needed = RANKME_SAMPLES_PER_DIMENSION * settings.projector.dimension
+    if needed > len(shards):
+        run.say(f"RankMe is left out: it needs {needed:,} images, ten for each dimension of the projector")
+
     with run.training(
         state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=settings.batch_size
     ) as training:

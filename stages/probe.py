@@ -46,7 +46,7 @@ def probe(run: Run, settings: Probe) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
-    train, test = _labelled(run, features, "train"), _labelled(run, features, "test")
+    train, test = _labelled(run, features, "train"), _labelled(run, features, settings.test_split)
     _check_classes(run, features.classes, train, test)
     solver = Solver(settings, len(features.classes))
     with run.progress(2 + sum(settings.subsets), "measurements") as progress:
@@ -80,6 +80,7 @@ def probe(run: Run, settings: Probe) -> None:
         "protocol": {
             "train": len(train),
             "test": len(test),
+            "test_split": settings.test_split,
             "held_out": choice.held_out,
             "folds": settings.folds,
             "standardised": "train",
@@ -102,8 +103,11 @@ def _labelled(run: Run, features: Features, split: str) -> Features:
     """The labelled samples of a split, and a word about those that are left out."""
     part = features.select(np.flatnonzero(features.splits == split))
     if not len(part):
-        mend = "; test_fraction of the stage shard makes one" if split == "test" else ""
-        raise BadData(f"{run.step}: the features have no {split} split{mend}")
+        there = ", ".join(dict.fromkeys(features.splits.tolist()))
+        raise BadData(
+            f"{run.step}: the features have no {split} split, they have {there}; test_split names another, and the "
+            "stage shard draws one with splits: drawn and test_fraction"
+        )
     rows = np.flatnonzero(part.labels.numpy() >= 0)
     if not len(rows):
         raise BadData(f"{run.step}: no {split} image has a label; a probe needs them (a folder for each class)")

@@ -153,3 +153,27 @@ def test_a_loop_is_named(tmp_path: Path) -> None:
 def test_overrides_have_one_form(tmp_path: Path) -> None:
     for override in ("train", "train=3", "train.steps"):
         assert faults(tmp_path, TOY, override) == [f"--set {override}: write step.field=value"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("features_random.encoder=rnadom", "no such step: rnadom (did you mean random?); steps: "),
+        ("features_random.encoder=rnadom", ", or random, pixels, timm:NAME"),
+        (
+            "simclr.optimiser.name=sdg",
+            "simclr.optimiser.name: is one of lars, sgd, adamw, not 'sdg' (did you mean sgd?)",
+        ),
+        ("simclr.trackers=[tensrboard]", "not 'tensrboard' (did you mean tensorboard?)"),
+        ("simclr.architecture.backbone=resnet81", "there are ResNets of 10, 18, 34, 50, 101, 152 layers"),
+        ("simclr.architecture.backbone=convnext_tiny", "width: convnext_tiny has only the published width"),
+        ("shards.source=fodler:x", "folder:PATH"),
+        ("probe.neighbours=[]", "probe.neighbours: "),
+        ("probe.neighbours=[0]", "probe.neighbours.0: input should be greater than or equal to 1"),
+        ("report.of=[]", "report.of: "),
+    ],
+)
+def test_values_of_shipped_settings(override: str, expected: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_recipe(CONFIGS / "digits.yaml", STAGES, [override])
+    assert expected in str(error.value)

@@ -1,6 +1,12 @@
 """The architecture of an encoder: shared by the stages that build one."""
 
+import re
+
+from pydantic import model_validator
+
 from pipeline.settings import Settings, setting
+
+RESNET_DEPTHS = (10, 18, 34, 50, 101, 152)
 
 
 class Architecture(Settings):
@@ -19,3 +25,13 @@ class Architecture(Settings):
         False,
         "start from the library's published weights (their licence is recorded); a ResNet then needs the large stem",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Architecture":
+        # Other names are known to torchvision and timm only, which are not loaded to check a recipe.
+        plain = re.fullmatch(r"resnet(\d+)", self.backbone)
+        if plain and int(plain[1]) not in RESNET_DEPTHS:
+            raise ValueError(f"backbone: there are ResNets of {', '.join(map(str, RESNET_DEPTHS))} layers")
+        if not plain and self.width != 64:
+            raise ValueError(f"width: {self.backbone} has only the published width, which is said as 64")
+        return self

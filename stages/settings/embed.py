@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pipeline.settings import Estimate, StageSettings, artifact, setting
+from pipeline.settings import LIBRARIES_BYTES, Estimate, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
 
 WIDEST_EMBEDDING = 2048  # a ResNet-50's; most are narrower
@@ -28,11 +28,17 @@ class Embed(StageSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)
 
+    def without_effect(self) -> set[str]:
+        if self.encoder == "random":
+            return set()
+        return {"architecture"} if self.encoder == "pixels" else {"architecture", "image_size"}
+
     def depends_on_seed(self) -> bool:
         return self.encoder == "random"
 
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
-        samples = inputs["shards"].samples if "shards" in inputs else 0
-        pixels = self.encoder == "pixels"
-        row_bytes = 4 * 3 * self.image_size**2 if pixels else 4 * WIDEST_EMBEDDING
-        return Estimate(samples, row_bytes, samples * row_bytes)
+        shards = inputs["shards"] if "shards" in inputs else Estimate()
+        row_bytes = 4 * 3 * self.image_size**2 if self.encoder == "pixels" else 4 * WIDEST_EMBEDDING
+        # A batch on its canvas, and the batch after it.
+        memory_bytes = LIBRARIES_BYTES + 2 * self.batch_size * shards.sample_bytes
+        return Estimate(shards.samples, row_bytes, shards.samples * row_bytes, memory_bytes)

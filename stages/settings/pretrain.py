@@ -68,7 +68,9 @@ class Pretrain(StageSettings):
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)
     log_every_seconds: float = setting(10.0, "between two lines of progress", hashed=False, ge=0)
     checkpoint_every_steps: int = setting(200, "steps between two checkpoints", hashed=False, ge=1)
-    trackers: tuple[str, ...] = setting((), "of Accelerate: tensorboard, wandb, mlflow, trackio", hashed=False)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting(
+        (), "experiment trackers, by Accelerate", hashed=False
+    )
 
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         pixels = inputs["views"].sample_bytes / 12 if "views" in inputs else 224**2
@@ -78,6 +80,8 @@ class Pretrain(StageSettings):
         maps = MAPS.get(self.architecture.backbone, 110) * self.architecture.width * pixels * 4
         scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
         batch = 2 * self.batch_size * maps * scalar_bytes + 16 * (2 * self.batch_size) ** 2
-        samples = inputs["shards"].samples if "shards" in inputs else 0
+        shards = inputs["shards"] if "shards" in inputs else Estimate()
+        canvases = 2 * self.batch_size * shards.sample_bytes  # of this batch and the next
+        memory_bytes = int(LIBRARIES_BYTES + 4 * weights + 1.3 * batch + canvases)
         # Two checkpoints of weights and momentum lie on disk beside the result.
-        return Estimate(samples, 0, int(6 * weights), int(LIBRARIES_BYTES + 4 * weights + 1.3 * batch))
+        return Estimate(shards.samples, 0, int(6 * weights), memory_bytes)

@@ -1,11 +1,13 @@
 """Settings of the stage `probe`."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class PenaltyPath(Settings):
@@ -22,12 +24,13 @@ class Probe(StageSettings):
     stage_version: ClassVar[int] = 1
 
     features: str = artifact("embed", description="features of all splits")
+    test_split: Literal["test", "val"] = setting("test", "the split that is scored, once")
     penalties: PenaltyPath = setting(PenaltyPath(), "penalties that are tried")
     held_out_fraction: float = setting(0.1, "share of train, stratified, that chooses the penalty", gt=0, lt=1)
     folds: int = setting(5, "folds that choose the penalty inside a small subset", ge=2)
     label_fractions: tuple[float, ...] = setting((0.01, 0.1), "shares of the labels; all of them always")
-    subsets: tuple[int, ...] = setting((10, 5), "subsets drawn at each of these shares")
-    neighbours: tuple[int, ...] = setting((20, 200), "k of the nearest-neighbour classifier")
+    subsets: tuple[Count, ...] = setting((10, 5), "subsets drawn at each of these shares")
+    neighbours: tuple[Count, ...] = setting((20, 200), "k of the nearest-neighbour classifier", min_length=1)
     neighbour_temperature: float = setting(0.1, "weight of a neighbour: exp(similarity / temperature)", gt=0)
     bootstrap_samples: int = setting(1000, "resamplings of the test part for a 95% interval", ge=100)
     max_iterations: int = setting(500, "of L-BFGS for one penalty", ge=1)

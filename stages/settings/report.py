@@ -11,7 +11,9 @@ class Report(StageSettings):
     stage_version: ClassVar[int] = 1
     reads_ancestors: ClassVar[bool] = True
 
-    of: tuple[str, ...] = artifact("probe", "embed", description="what is compared: probes, or features without labels")
+    of: tuple[str, ...] = artifact(
+        "probe", "embed", min_length=1, description="what is compared: probes, or features without labels"
+    )
     title: str | None = setting(None, "heading; the recipe's name if left out")
     health_samples: int = setting(
         10_000, "training images at most that effective rank and spectrum of features are measured on", ge=2
