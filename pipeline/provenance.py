@@ -125,12 +125,20 @@ def _files(root: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, str, os
                     continue
                 # A name that is no UTF-8 has no place in JSON as it is.
                 relative = f"{prefix}{entry.name}".encode(errors="backslashreplace").decode()
-                if entry.is_dir():
+                if _is(entry.is_dir):
                     place = os.path.realpath(entry.path)
                     if place not in above:
                         pending.append((entry.path, f"{relative}/", above | {place}))
-                elif entry.is_file() and (not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes):
+                elif _is(entry.is_file) and (not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes):
                     yield Path(entry.path), relative, entry.stat()
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """False for a link that leads in a circle, which cannot be asked what it is."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _content(path: Path) -> str:

@@ -30,7 +30,7 @@ MOST_REJECTED = 10
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """FeatureFile that are looked at, with the name of what made them."""
+    """A file of features that is looked at, with the name of what made it, and the shards that its images lie in."""
 
     name: Named
     artifact: Artifact

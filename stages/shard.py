@@ -1,6 +1,7 @@
 """The stage `shard`: images from a source into WebDataset tars, an index, splits, classes and counts."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ from stages.images.candidates import SPLITS, Source
 from stages.images.encode import Storage
 from stages.images.index import NO_LABEL, REJECTED_FILE, write_index, write_summary
 from stages.images.packing import Packed, PixelSums, Rejected, make_chunks, pack
-from stages.images.sources import read_digits, read_folder
+from stages.images.sources import describe_left_out, read_digits, read_folder
 from stages.images.splits import draw_splits
-from stages.settings.shard import IMAGE_SUFFIXES, Shard
+from stages.settings.shard import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Shard
 
 
 def shard(run: Run, settings: Shard) -> None:
@@ -53,7 +54,8 @@ def shard(run: Run, settings: Shard) -> None:
     if "train" not in summary["splits"]:
         raise BadData("no image is left for train: put some into train/, or say `splits: drawn`")
     write_summary(run.out, summary)
-    _tell(run, summary, rejected)
+    _tell(run, source, summary, rejected)
+    _tell_of_labels_and_splits(run, source, summary)
 
 
 def _read_source(settings: Shard) -> Source:
@@ -99,7 +101,6 @@ def _summary(source: Source, settings: Shard, packed: Sequence[Packed]) -> dict[
         "images_in": len(source.candidates),
         "samples_out": samples,
         "rejected": sum(len(one.rejected) for one in packed),
-        "ignored_files": source.ignored_files,
         "copied": copied,
         "encoded": samples - copied,
         "statistics": {"mean": sums.mean(), "std": sums.std(), "pixels": sums.pixels},
@@ -118,19 +119,45 @@ def _split_summary(rows: pa.Table, classes: int) -> dict[str, Any]:
     }
 
 
-def _tell(run: Run, summary: dict[str, Any], rejected: Sequence[Rejected]) -> None:
-    """Say what came out, and what deserves a look."""
+def _tell(run: Run, source: Source, summary: dict[str, Any], rejected: Sequence[Rejected]) -> None:
+    """Say what came out and what was left out.
+
+    What was left out is in no file: the artifact's key does not know of files that are no images.
+    """
     splits, classes = summary["splits"], summary["classes"]
     parts = ", ".join(f"{split} {part['samples']:,}" for split, part in splits.items())
     run.say(
         f"{summary['samples_out']:,} samples ({parts}) of {len(classes)} classes: {summary['copied']:,} copied, "
-        f"{summary['encoded']:,} encoded; {summary['ignored_files']:,} other files left out"
+        f"{summary['encoded']:,} encoded; {describe_left_out(source.left_out)}"
     )
+    unread = Counter({kind: count for kind, count in source.left_out.items() if kind in UNREAD_SUFFIXES})
+    if unread:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in unread.most_common())
+        run.warn(f"{unread.total():,} images are of a kind that is not read ({kinds}): make them JPEG or PNG")
+    for remark in source.remarks:
+        run.warn(remark)
     if rejected:
         run.warn(
             f"{len(rejected):,} of {summary['images_in']:,} images cannot be used, the first: {rejected[0].path} "
             f"({rejected[0].reason}); all are listed in {REJECTED_FILE}"
         )
+    run.count(
+        samples=summary["samples_out"],
+        images_in=summary["images_in"],
+        rejected=summary["rejected"],
+        ignored_files=source.left_out.total(),
+        copied=summary["copied"],
+        encoded=summary["encoded"],
+        classes=len(classes),
+        **{split: part["samples"] for split, part in splits.items()},
+    )
+
+
+def _tell_of_labels_and_splits(run: Run, source: Source, summary: dict[str, Any]) -> None:
+    """Warn of what a probe would trip over."""
+    splits, classes = summary["splits"], summary["classes"]
+    if "test" not in splits and any(one.split is not None for one in source.candidates):
+        run.warn("no test split: a probe needs one (probe test_split: val, or splits: drawn)")
     unlabelled = sum(part["unlabelled"] for part in splits.values())
     if classes and unlabelled:
         run.warn(f"{unlabelled:,} images lie in no class folder and have no label")
@@ -144,13 +171,3 @@ def _tell(run: Run, summary: dict[str, Any], rejected: Sequence[Rejected]) -> No
         if lacking:
             names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             run.warn(f"{len(lacking):,} classes are in {split} but not in train: {names}")
-    run.count(
-        samples=summary["samples_out"],
-        images_in=summary["images_in"],
-        rejected=summary["rejected"],
-        ignored_files=summary["ignored_files"],
-        copied=summary["copied"],
-        encoded=summary["encoded"],
-        classes=len(classes),
-        **{split: part["samples"] for split, part in splits.items()},
-    )

@@ -1,12 +1,14 @@
-"""Golden outputs of every stage on a tiny recipe, and the source they were made by.
+"""Golden outputs of every stage on a small recipe, and the source that made them.
 
-`make golden` writes them anew; it refuses where a stage gives other outputs under its old version.
+`make golden` writes them anew; it refuses where a step gives other outputs under the old stage versions. Where RECIPE
+itself changes, delete golden.json first.
 """
 
 import ast
 import hashlib
 import json
 import math
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -15,29 +17,40 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from sample_images import LONGEST_COPIED, write_images
 
 from pipeline import runner
 from pipeline.recipe import load_recipe
 from pipeline.store import Store
 from stages.images import open_shards
+from stages.images.index import read_index
 from stages.settings import STAGES
 
 TOP = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden.json")
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # what other processors' kernels may do to a few steps of training
+GRID = 4
+"""Rows and columns of the fields that a picture is summed up by."""
 
 RECIPE = """
 name: golden
 seed: 5
 steps:
-  shard: {stage: shard, source: "sklearn:digits"}
-  augment: {stage: augment, shards: shard, preset: natural, image_size: 12, blur: 0.5, contact_sheet_images: 2}
-  pretrain:
+  digits: {stage: shard, source: "sklearn:digits"}
+  folder: {stage: shard, source: "folder:images", max_long_side: LONGEST_COPIED, max_rejected: 0.2}
+  unlabelled: {stage: shard, source: "folder:images", labels: none, max_rejected: 0.2}
+
+  small_views: {stage: augment, shards: digits, preset: natural, image_size: 12, blur: 0.5, contact_sheet_images: 2}
+  large_views: {stage: augment, shards: folder, preset: natural, image_size: 72, contact_sheet_images: 4}
+  turned_views: {stage: augment, shards: folder, preset: microscopy, image_size: 48, contact_sheet_images: 4}
+
+  lars: &pretrain
     stage: pretrain
-    shards: shard
-    views: augment
+    shards: digits
+    views: small_views
     architecture: {backbone: resnet10, width: 4}
     projector: {layers: 2, hidden: 16, dimension: 8}
     optimiser: {name: lars, learning_rate: 0.5}
@@ -45,8 +58,29 @@ steps:
     max_steps: 4
     batch_size: 64
     record_every_steps: 2
-  embed: {stage: embed, shards: shard, encoder: pretrain}
-  probe:
+  sgd:
+    <<: *pretrain
+    projector: {layers: 3, hidden: 16, dimension: 8}
+    optimiser: {name: sgd, learning_rate: 0.1, scaling: square_root}
+    gradient_clip: 1.0
+    max_steps: 2
+    channels_last: false
+  adamw:
+    <<: *pretrain
+    shards: folder
+    views: large_views
+    optimiser: {name: adamw, learning_rate: 0.001, scaling: none}
+    max_steps: 2
+    epochs: 2
+    batch_size: 4
+
+  embed: {stage: embed, shards: digits, encoder: lars}
+  embed_random: {stage: embed, shards: digits, encoder: random, architecture: {backbone: resnet10, width: 4}}
+  embed_pixels: {stage: embed, shards: digits, encoder: pixels, image_size: 8}
+  embed_unlabelled: {stage: embed, shards: unlabelled, encoder: adamw}
+  embed_unlabelled_pixels: {stage: embed, shards: unlabelled, encoder: pixels, image_size: 72}
+
+  probe: &probe
     stage: probe
     features: embed
     penalties: {smallest: 1e-4, largest: 1e0, count: 3}
@@ -54,35 +88,68 @@ steps:
     subsets: [2]
     folds: 2
     bootstrap_samples: 100
-  report: {stage: report, of: [probe]}
-"""
+  probe_random: {<<: *probe, features: embed_random}
+  probe_pixels: {<<: *probe, features: embed_pixels}
+
+  report: {stage: report, of: [probe, probe_random, probe_pixels], neighbour_queries: 2}
+  report_unlabelled: {stage: report, of: [embed_unlabelled, embed_unlabelled_pixels], neighbour_queries: 2}
+""".replace("LONGEST_COPIED", str(LONGEST_COPIED))
+
+STEPS: dict[str, str] = {name: values["stage"] for name, values in yaml.safe_load(RECIPE)["steps"].items()}
+"""The stage of every step."""
 
 
 def make_outputs(folder: Path) -> dict[str, Any]:
-    """Run the recipe in a store below `folder` and sum up what each stage wrote."""
+    """Run the recipe in a store below `folder` and sum up, step by step, what was written."""
+    write_images(folder / "images")
     path = folder / "golden.yaml"
-    path.write_text(RECIPE)
+    path.write_text(RECIPE.replace("folder:images", f"folder:{folder / 'images'}"))
     store = Store(folder / "store")
-    finished = runner.run(store, load_recipe(path, STAGES), announce=lambda _: None)
+    finished = runner.run(runner.Planner(store, load_recipe(path, STAGES), print), (), lambda _: None)
     files = {one.planned.step.name: store.files(one.record.stage, one.record.digest) for one in finished}
-    return {name: SUMMARIES[name](place) for name, place in files.items()}
+    return {step: SUMMARIES[STEPS[step]](place) for step, place in files.items()}
 
 
 def _shard(files: Path) -> dict[str, Any]:
+    """Exact pixels of lossless images; JPEG images by their fields, since decoders differ a little."""
     summary = json.loads((files / "shards.json").read_text())
-    batches = {
-        split: open_shards(files, split).batch(range(entry["samples"])) for split, entry in summary["splits"].items()
-    }
+    for split in summary["splits"].values():
+        del split["bytes"]
+    rejected = [json.loads(line) for line in (files / "rejected.jsonl").read_text().splitlines()]
+    return {"summary": summary, "rejected": rejected} | {split: _split(files, split) for split in summary["splits"]}
+
+
+def _split(files: Path, split: str) -> dict[str, Any]:
+    shards = open_shards(files, split)
+    batch = shards.batch(range(len(shards)))
+    index = read_index(files, split)
+    is_jpeg = index["format"].to_numpy(zero_copy_only=False) == "jpg"
+    sizes = batch.sizes.tolist()
     return {
-        "summary": summary | {"splits": {split: entry["samples"] for split, entry in summary["splits"].items()}},
-        "pixels": {split: _sha(batch.images.numpy()) for split, batch in batches.items()},
-        "labels": {split: _sha(batch.labels.numpy()) for split, batch in batches.items()},
+        "keys": _sha("\n".join(shards.keys).encode()),
+        "labels": _sha(batch.labels.numpy().tobytes()),
+        "lossless": _sha(batch.images.numpy()[~is_jpeg].tobytes()),
+        "jpeg": {
+            shards.keys[row]: _fields(batch.images[row, :, : sizes[row][0], : sizes[row][1]].permute(1, 2, 0).numpy())
+            for row in np.flatnonzero(is_jpeg)
+        },
     }
 
 
 def _augment(files: Path) -> dict[str, Any]:
-    sheet = np.asarray(Image.open(files / "contact_sheet.png"), dtype=np.float64)
-    return {"policy": json.loads((files / "policy.json").read_text()), "sheet": [*sheet.shape, sheet.mean()]}
+    sheet = np.asarray(Image.open(files / "contact_sheet.png"))
+    return {"policy": json.loads((files / "policy.json").read_text()), "sheet": _fields(sheet)}
+
+
+def _fields(picture: np.ndarray) -> dict[str, Any]:
+    """Size, mean and sharpness of the fields of a picture, uint8 [H, W, 3]: moves with crops, turns, colours, blur."""
+    values = picture.astype(np.float64)
+    fields = [field for row in np.array_split(values, GRID) for field in np.array_split(row, GRID, axis=1)]
+    return {
+        "size": list(picture.shape),
+        "mean": [[round(value, 2) for value in field.mean(axis=(0, 1)).tolist()] for field in fields],
+        "sharpness": [round(float(np.abs(np.diff(field, axis=1)).mean()), 2) for field in fields],
+    }
 
 
 def _pretrain(files: Path) -> dict[str, Any]:
@@ -116,8 +183,25 @@ def _probe(files: Path) -> dict[str, Any]:
 
 
 def _report(files: Path) -> dict[str, Any]:
-    report = json.loads((files / "report.json").read_text())
-    return {"keys": sorted(report), "columns": report["table"]["columns"], "rows": len(report["table"]["rows"])}
+    """Every number of report.json; of the page its text without numbers, with style and script as they are."""
+    parts = re.split(r"(<style>.*?</style>|<script>.*?</script>)", (files / "report.html").read_text(), flags=re.DOTALL)
+    page = "".join(part if place % 2 else _masked(part) for place, part in enumerate(parts))
+    return {"numbers": _mask_text(json.loads((files / "report.json").read_text())), "page": _sha(page.encode())}
+
+
+def _mask_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mask_text(item) for key, item in value.items() if key != "bytes"}  # JPEG encoders differ
+    if isinstance(value, list):
+        return [_mask_text(item) for item in value]
+    return _masked(value) if isinstance(value, str) else value
+
+
+def _masked(text: str) -> str:
+    """Without pictures, digests and numbers."""
+    text = re.sub(r"data:image/[^\"]*", "data:image", text)
+    text = re.sub(r"(?<![\w.])[0-9a-f]{8,}(?!\w)", "#", text)
+    return re.sub(r"[-+\N{MINUS SIGN}]?\d[\d.,]*(e[-+]?\d+)?", "#", text)
 
 
 SUMMARIES = {
@@ -130,27 +214,35 @@ SUMMARIES = {
 }
 
 
-def _sha(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def source_hash(stage: str) -> str:
-    """Over the stage's file, its settings, and every module of stages/ that these import."""
+def source_files(stage: str) -> list[Path]:
+    """The stage's file, its settings, every module of stages/ that these import, and what lies beside those modules."""
     pending = [TOP / "stages" / f"{stage}.py", TOP / "stages" / "settings" / f"{stage}.py"]
-    seen: dict[str, str] = {}
+    modules: set[Path] = set()
     while pending:
         path = pending.pop()
-        name = path.relative_to(TOP).as_posix()
-        if name in seen:
+        if path in modules:
             continue
-        seen[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        modules.add(path)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages."):
                 place = TOP / node.module.replace(".", "/")
                 candidates = [place.with_suffix(".py"), place / "__init__.py"]
                 candidates += [place / f"{alias.name}.py" for alias in node.names]
                 pending += [one for one in candidates if one.is_file()]
-    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()
+    packages = {path.parent for path in modules} - {TOP / "stages"}
+    beside = {path for package in packages for path in package.rglob("*") if path.suffix not in (".py", ".pyc")}
+    return sorted(modules | {path for path in beside if path.is_file()})
+
+
+def source_hash(stage: str) -> str:
+    """Over everything that the stage is made of, templates included."""
+    return _sha(
+        "\n".join(f"{path.relative_to(TOP)} {_sha(path.read_bytes())}" for path in source_files(stage)).encode()
+    )
 
 
 def differences(golden: Any, found: Any, place: str = "") -> list[str]:
@@ -170,17 +262,19 @@ def differences(golden: Any, found: Any, place: str = "") -> list[str]:
     return [] if golden == found else [f"{place}: {golden} -> {found}"]
 
 
-def verdict(stage: str, golden: dict[str, Any] | None, outputs: Any) -> str:
-    """What is wrong with a stage, in words; empty if its outputs are the golden ones."""
+def verdict(step: str, golden: dict[str, Any] | None, outputs: Any) -> str:
+    """What is wrong with a step, in words; empty if its outputs are the golden ones."""
+    stage = STEPS[step]
     if golden is None:
-        return f"stage {stage} has no golden outputs: make golden"
+        return f"step {step} has no golden outputs: make golden"
     version = STAGES[stage].version
     moved = "" if source_hash(stage) == golden["source_sha256"] else "its source moved, and "
     found = differences(golden["outputs"], json.loads(json.dumps(outputs)))
     if version != golden["version"]:
         return f"stage {stage} has version {version}, golden.json has {golden['version']}: make golden"
     if found:
-        return f"stage {stage}: {moved}its outputs changed ({'; '.join(found[:3])}): raise stage_version, make golden"
+        lines = "; ".join(found[:3])
+        return f"step {step} of stage {stage}: {moved}its outputs changed ({lines}): raise stage_version, make golden"
     return ""
 
 
@@ -189,16 +283,23 @@ def main() -> int:
     before = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         outputs = make_outputs(Path(folder))
-    for stage, found in outputs.items():
-        problem = verdict(stage, before.get(stage), found)
+    for step, found in outputs.items():
+        problem = verdict(step, before.get(step), found)
         if "raise stage_version" in problem:
             print(problem, file=sys.stderr)
             return 1
     golden = {
-        stage: {"version": STAGES[stage].version, "source_sha256": source_hash(stage), "outputs": found}
-        for stage, found in outputs.items()
+        step: {
+            "stage": STEPS[step],
+            "version": STAGES[STEPS[step]].version,
+            "source_sha256": source_hash(STEPS[step]),
+            "outputs": found,
+        }
+        for step, found in outputs.items()
     }
-    GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(golden, indent=1, sort_keys=True)
+    # A list of numbers on one line.
+    GOLDEN.write_text(re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
     return 0
 
 

@@ -141,7 +141,6 @@ def write_shards(
             "images_in": len(images) + len(rejected),
             "samples_out": len(images),
             "rejected": len(rejected),
-            "ignored_files": 3,
             "copied": len(images),
             "encoded": 0,
             "statistics": {"mean": [0.3] * 3, "std": [0.37] * 3, "pixels": 1024 * int(train.sum())},

@@ -62,6 +62,17 @@ def test_any_shape_with_many_ties(queries, gallery, k, seed):
     assert torch.equal(found.similarity.double(), similarity)
 
 
+@pytest.mark.usefixtures("tiles")
+def test_what_is_equal_when_rounded_is_in_order_of_its_index():
+    """Later rows are nearer, by less than the last decimal that counts."""
+    gallery = torch.stack([torch.tensor([1.0, 1e-4 * (1 - row / 20)]).double() for row in range(20)])
+    query = torch.tensor([[1.0, 0.0]]).double()
+    assert nearest(query, gallery, 3).index.tolist() == [[19, 18, 17]]
+    found = nearest(query, gallery, 3, decimals=6)
+    assert found.index.tolist() == [[0, 1, 2]]
+    assert found.similarity.tolist() == [[1.0, 1.0, 1.0]]
+
+
 def test_length_does_not_matter_and_zero_is_similar_to_nothing():
     queries, gallery = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[6.0, 8.0], [-300.0, -400.0], [0.0, 0.0]])
     found = nearest(queries, gallery, 3)

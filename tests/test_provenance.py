@@ -79,6 +79,7 @@ def test_links_pipes_and_strange_names(tmp_path: Path) -> None:
     (folder / "cats" / "up").symlink_to(folder)
     (folder / "gone.jpg").symlink_to(folder / "nothing")
     os.mkfifo(folder / "pipe.jpg")
+    (folder / "self.jpg").symlink_to(folder / "self.jpg")
     (folder / "link.jpg").symlink_to(folder / "b.JPG")
     with open(os.fsencode(folder) + b"/\xff.jpg", "wb") as file:
         file.write(b"five")

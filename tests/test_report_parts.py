@@ -17,7 +17,7 @@ from stages.reports.figures import colours
 from stages.reports.formats import capitalised, percent, plural, share_name, value
 from stages.reports.health import alarm, health, sample_positions, thin_spectrum
 from stages.reports.lineage import NODE_HEIGHT, NODE_WIDTH, drawing, flatten, lineage_rows
-from stages.reports.neighbours import nearest, pick_queries
+from stages.reports.neighbours import nearest_in_file, pick_queries
 from stages.reports.probes import Named, Probe, cell, comparison, console_table, distinguish, name_features, protocol
 from stages.reports.thumbnails import contact_sheet, matrix_picture, thumbnail
 from stages.reports.training import MOST_POINTS, curve, training
@@ -270,6 +270,7 @@ def features(tmp_path: Path) -> FeatureFile:
     generator = np.random.default_rng(3)
     values = generator.normal(size=(480, 24))
     values[100] = values[3]  # two that are equally near to all others
+    values[200:220] = values[450] * 3  # more of equals than are asked for
     labels = np.arange(480) % 7
     write_features(Folder(), "f", "pixels", values, labels, np.arange(480) < 400, list("abcdefg"))  # type: ignore[arg-type]
     return FeatureFile(tmp_path)
@@ -282,7 +283,7 @@ def test_neighbours_are_those_of_brute_force(
     monkeypatch.setattr("stages.evaluation.features.BLOCK_NUMBERS", 24 * block)
     gallery = features.splits == "train"
     queries = np.array([450, 3, 100, 399])
-    rows, similarities = nearest(features, queries, gallery, 5)
+    rows, similarities = nearest_in_file(features, queries, gallery, 5)
     everything = features.rows(np.arange(480)).astype(np.float64)
     unit = everything / np.linalg.norm(everything, axis=1, keepdims=True)
     for query, found, scores in zip(queries, rows, similarities, strict=True):
@@ -296,8 +297,8 @@ def test_neighbours_are_those_of_brute_force(
 def test_a_gallery_smaller_than_asked_for(features: FeatureFile) -> None:
     gallery = np.zeros(480, dtype=bool)
     gallery[[1, 2, 3]] = True
-    assert nearest(features, np.array([2]), gallery, 8)[0].shape == (1, 2)
-    assert nearest(features, np.array([9]), gallery, 8)[0].shape == (1, 3)
+    assert nearest_in_file(features, np.array([2]), gallery, 8)[0].shape == (1, 2)
+    assert nearest_in_file(features, np.array([9]), gallery, 8)[0].shape == (1, 3)
 
 
 def test_rows_come_in_the_order_asked_for(features: FeatureFile) -> None:

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as published
 
 from stages.views.policy import Interpolation
-from stages.views.resample import Boxes, crop_and_resize, resampling_matrices
+from stages.views.resample import Boxes, batch_parts, crop_and_resize, resampling_matrices
 
 MODES: dict[Interpolation, tuple[InterpolationMode, Image.Resampling]] = {
     "bilinear": (InterpolationMode.BILINEAR, Image.Resampling.BILINEAR),
@@ -124,3 +124,16 @@ def test_chequerboard_scaled_down_is_even_with_antialiasing_only() -> None:
         even, moire = (crop_and_resize(images, boxes, 9, interpolation, antialias) for antialias in (True, False))
         assert (even - 0.5).abs().max() < 0.05
         assert moire.std() > 0.4
+
+
+def test_large_canvases_are_worked_on_in_parts() -> None:
+    def length(count: int, canvas: int, image_size: int, device: str = "cpu") -> int:
+        images = torch.empty(count, 3, canvas, canvas, dtype=torch.uint8, device=device)
+        parts = list(batch_parts(images, image_size))
+        assert [row for part in parts for row in range(count)[part]] == list(range(count))
+        return len(range(count)[parts[0]])
+
+    assert length(600, 32, 32) >= 512
+    assert length(20, 500, 224) < 16
+    assert length(2, 5000, 224) == 1
+    assert length(9, 1024, 4000, "meta") == 2

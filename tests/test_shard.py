@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ def test_a_folder_becomes_shards(tmp_path: Path, run_stage: RunStage):
     assert facts["source_kind"] == "folder"
     assert facts["splits"]["train"]["class_counts"] == [15, 15]
     assert facts["splits"]["test"]["class_counts"] == [5, 5]
-    assert (facts["images_in"], facts["samples_out"], facts["rejected"], facts["ignored_files"]) == (40, 40, 0, 1)
+    assert (facts["images_in"], facts["samples_out"], facts["rejected"]) == (40, 40, 0)
     assert (facts["copied"], facts["encoded"]) == (20, 20)
     assert rejected(files) == []
 
@@ -99,6 +101,7 @@ def test_bytes_do_not_depend_on_processes_or_place(
     tmp_path: Path, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing, "IMAGES_IN_PART", 3)
     folder = make_folder(tmp_path / "images")
     (folder / "cat/broken.jpg").write_bytes(b"\xff\xd8\xff")
     settings = {"images_per_shard": 7, "max_rejected": 0.1, "val_fraction": 0.1}
@@ -129,7 +132,7 @@ def test_given_splits_know_no_fractions(tmp_path: Path, run_stage: RunStage):
 def test_every_unreadable_image_is_listed(tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]):
     folder = make_folder(tmp_path / "images")
     (folder / "cat/empty.png").touch()
-    (folder / "cat/lost.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(folder / "cat/pipe.jpg")
     (folder / "cat/page.jpg").write_text("<html>")
     content = save(folder / "cat/whole.jpg", 1, size=(64, 64)).read_bytes()
     (folder / "cat/cut.jpg").write_bytes(content[: len(content) // 2])
@@ -141,13 +144,12 @@ def test_every_unreadable_image_is_listed(tmp_path: Path, run_stage: RunStage, c
         "cat/cut.jpg": "Premature end of JPEG file",
         "cat/deep.png": "16-bit or 32-bit image (PNG, mode I;16): convert it to 8 bits a channel",
         "cat/empty.png": "the file is empty",
-        "cat/lost.jpg": "cannot be opened: No such file or directory",
         "cat/page.jpg": "not an image of a known kind",
     }
     facts = summary(files)
-    assert (facts["images_in"], facts["samples_out"], facts["rejected"]) == (47, 42, 5)
+    assert (facts["images_in"], facts["samples_out"], facts["rejected"]) == (46, 42, 4)
     assert len(open_shards(files, "train")) == 42
-    assert "5 of 47 images cannot be used, the first: cat/cut.jpg" in capsys.readouterr().err
+    assert "4 of 46 images cannot be used, the first: cat/cut.jpg" in capsys.readouterr().err
 
 
 def test_too_many_unreadable_images_fail_and_ten_are_named(tmp_path: Path, run_stage: RunStage):
@@ -187,6 +189,39 @@ def test_images_without_labels(tmp_path: Path, run_stage: RunStage):
         assert shards.classes == []
         assert shards.labels.tolist() == [-1] * count
         assert summary(files)["splits"]["train"]["class_counts"] == []
+
+
+def test_files_that_the_key_does_not_know_change_no_byte(
+    tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]
+):
+    folder = make_folder(tmp_path / "images")
+    before = run_stage("shard", {"source": source(folder)})
+    assert "; 0 other files left out\n" in capsys.readouterr().err
+    (folder / "notes.txt").write_text("no image")
+    (folder / "cat/phone.HEIC").touch()
+    (folder / "cat/page.heic").touch()
+    (folder / "cat/lost.jpg").symlink_to("nowhere.jpg")
+    assert digests(run_stage("shard", {"source": source(folder)})) == digests(before)
+    said = capsys.readouterr().err
+    assert "4 other files left out (.heic 2, .txt 1, links to nothing, pipes and the like 1)" in said
+    assert "2 images are of a kind that is not read (.heic 2): make them JPEG or PNG" in said
+    assert (
+        "1 names of images lead to no file (broken links, pipes) and were passed over, the first: cat/lost.jpg" in said
+    )
+
+
+def test_splits_that_deserve_a_look(tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]):
+    for path in ("train/a/1.png", "val/a/1.png"):
+        save(tmp_path / "wrapped/images" / path, 1)
+    run_stage("shard", {"source": source(tmp_path / "wrapped/images")})
+    advice = "no test split: a probe needs one (probe test_split: val, or splits: drawn)"
+    said = capsys.readouterr().err
+    assert advice in said
+    assert "named like a split" not in said
+    run_stage("shard", {"source": source(tmp_path / "wrapped")})
+    said = capsys.readouterr().err
+    assert advice not in said
+    assert "images/train is named like a split and was taken for part of a class path" in said
 
 
 def test_labels_that_deserve_a_look(tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]):
@@ -244,3 +279,15 @@ def test_digits(run_stage: RunStage):
 def test_wrong_settings_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ValidationError):
         Shard.model_validate(wrong)
+
+
+def test_a_wrong_source_is_told_in_words():
+    with pytest.raises(ValidationError, match="write folder:PATH or sklearn:digits, not 'images'"):
+        Shard.model_validate({"source": "images"})
+    schema = Shard.model_json_schema()["properties"]["source"]
+    assert (schema["type"], schema["hashed"]) == ("string", False)
+    assert [bool(re.search(schema["pattern"], text)) for text in ("folder:a", "sklearn:digits", "a")] == [
+        True,
+        True,
+        False,
+    ]

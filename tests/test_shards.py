@@ -22,7 +22,7 @@ from stages.images.candidates import Candidate
 from stages.images.decode import decode_rgb
 from stages.images.encode import Storage
 from stages.images.index import Row, rows_table, write_index, write_summary
-from stages.images.packing import Chunk, Packed, PixelSums, make_chunks, pack, pack_chunk, pixel_sums
+from stages.images.packing import Chunk, Packed, PixelSums, cut, join, make_chunks, pack, pack_chunk, pixel_sums
 
 STORAGE = Storage(max_short_side=64, max_long_side=64, jpeg_quality=95, background=(255, 255, 255))
 
@@ -332,6 +332,57 @@ def chunks_of_one_file(folder: Path, content: bytes, lengths: list[int]) -> list
     ]
 
 
+def test_a_file_that_cannot_be_opened_is_rejected(tmp_path: Path):
+    candidate = Candidate("gone.jpg", "gone.jpg", None, None)
+    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, [candidate], [-1], tmp_path, STORAGE)
+    packed = pack_chunk(chunk, lambda count: None)
+    assert [tuple(one) for one in packed.rejected] == [("gone.jpg", "cannot be opened: No such file or directory")]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 23, 40])
+def test_parts_joined_are_the_tar(tmp_path: Path, length: int):
+    images = [(b"broken", None), *mixed_images(), (b"broken", None)]
+    for place in (4, 11, 12):
+        images[place] = b"", None
+    candidates = [Candidate(f"{number:03d}", content, None, None) for number, (content, _) in enumerate(images)]
+    labels = [number % 4 - 1 for number in range(len(images))]
+    chunk = Chunk(tmp_path / "train-000000.tar", "train", 70, candidates, labels, None, STORAGE)
+    whole = pack_chunk(chunk, lambda count: None)
+    content = chunk.path.read_bytes()
+    chunk.path.unlink()
+    joined = join(chunk, [pack_chunk(part, lambda count: None) for part in cut(chunk, length)])
+    assert chunk.path.read_bytes() == content
+    assert joined.rows.equals(whole.rows)
+    assert (joined.rejected, joined.sums, joined.copied) == (whole.rejected, whole.sums, whole.copied)
+    assert len(joined.rejected) == 5
+    assert list(tmp_path.iterdir()) == [chunk.path]
+
+
+def test_parts_without_a_readable_image_leave_no_tar(tmp_path: Path):
+    candidates = [Candidate(str(number), b"", None, None) for number in range(3)]
+    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, candidates, [-1] * 3, None, STORAGE)
+    joined = join(chunk, [pack_chunk(part, lambda count: None) for part in cut(chunk, 2)])
+    assert (joined.rows.num_rows, len(joined.rejected)) == (0, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_few_large_images_are_worth_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chunks = chunks_of_one_file(tmp_path, image_file(np.zeros((64, 64, 3), np.uint8), "PNG"), [3])
+    size = (tmp_path / "image").stat().st_size
+    monkeypatch.setattr(packing, "PROCESSES_FROM_BYTES", 3 * size + 1)
+    assert not packing._is_large(chunks)
+    monkeypatch.setattr(packing, "PROCESSES_FROM_BYTES", 3 * size)
+    assert packing._is_large(chunks)
+    (one,) = pack(chunks, 2, lambda count: None)
+    assert one.rows.num_rows == 3
+    monkeypatch.setattr(packing, "PROCESSES_FROM_BYTES", 10**9)
+    monkeypatch.setattr(packing, "PROCESSES_FROM", 3)
+    assert packing._is_large(chunks)
+    (tmp_path / "image").unlink()
+    monkeypatch.setattr(packing, "PROCESSES_FROM", 4)
+    assert not packing._is_large(chunks)
+
+
 def test_leaving_off_stops_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
@@ -345,7 +396,7 @@ def test_leaving_off_stops_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     started = time.monotonic()
     packed.close()
     assert time.monotonic() - started < 10  # both chunks would take minutes
-    assert chunks[1].path.stat().st_size < 2000 * 500 * 500
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2000 * 500 * 500
 
 
 PARENT = """

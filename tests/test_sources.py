@@ -1,3 +1,4 @@
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from pipeline.provenance import fingerprint
+from pipeline.settings import ForeignInput
 from stages.images.candidates import Source
 from stages.images.decode import decode_rgb
-from stages.images.sources import SourceError, read_digits, read_folder
+from stages.images.sources import SourceError, describe_left_out, read_digits, read_folder
 from stages.images.splits import draw_splits
 
 SUFFIXES = frozenset({".jpg", ".png"})
@@ -77,7 +80,7 @@ def test_split_folders_beside_others_are_ambiguous(tmp_path: Path):
     assert {one.split for one in drawn.candidates} == {None}
     given_splits = read(tmp_path, splits="given")
     assert listed(given_splits) == [("train/1.jpg", "train", None)]
-    assert given_splits.ignored_files == 3
+    assert given_splits.left_out == {"images outside the splits": 3}
 
 
 def test_given_splits_must_be_there(tmp_path: Path):
@@ -95,7 +98,7 @@ def test_other_files_are_counted_and_hidden_ones_skipped(tmp_path: Path):
     write(tmp_path, "a/1.JPG", "a/notes.txt", "a/noending", ".git/x.jpg", "a/.x.jpg", "a/._1.jpg", "a/Thumbs.db")
     source = read(tmp_path)
     assert listed(source) == [("a/1.JPG", None, "a")]
-    assert source.ignored_files == 3
+    assert source.left_out == {".txt": 1, ".db": 1, "without an ending": 1}
 
 
 NAMES = ["a b", "x,y;z", "v1.2.3", "ζωή", "猫", "cafe\u0301", "caf\u00e9", "<b>&'\"", "back\\slash", "new\nline", "🦊"]
@@ -133,25 +136,77 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path):
         "linked/1.jpg",
         "owl/1.jpg",
         "owl/2.jpg",
-        "owl/lost.jpg",
         "there/2.jpg",
         "there/fox/1.jpg",
     ]
 
 
 def test_what_is_no_file_is_left_out(tmp_path: Path):
-    write(tmp_path, "a/1.jpg")
+    write(tmp_path, "a/1.jpg", "a/2.txt")
     os.mkfifo(tmp_path / "a/2.jpg")
+    (tmp_path / "a/3.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "a/circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "a/circle").symlink_to("circle")
+    (tmp_path / "a/5.jpg").symlink_to("1.jpg")
     source = read(tmp_path)
-    assert [one.key for one in source.candidates] == ["a/1.jpg"]
-    assert source.ignored_files == 1
+    assert [one.key for one in source.candidates] == ["a/1.jpg", "a/5.jpg"]
+    assert source.left_out == {"links to nothing, pipes and the like": 4, ".txt": 1}
+    (remark,) = source.remarks
+    assert remark.startswith("3 names of images lead to no file")
+    assert remark.endswith("the first: a/2.jpg")
+
+
+def test_candidates_are_the_files_of_the_fingerprint(tmp_path: Path):
+    """Otherwise equal keys would stand for other content."""
+    root = write(tmp_path / "root", "a/1.jpg", "b/2.PNG", "b/c/3.jpg", "b/notes.txt", ".hidden/4.jpg")
+    write(tmp_path / "elsewhere", "5.jpg", "deep/6.jpg")
+    (root / "b/up").symlink_to(root)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(tmp_path / "elsewhere")
+    (root / "7.jpg").symlink_to(tmp_path / "elsewhere/5.jpg")
+    (root / "lost.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    seen = fingerprint(ForeignInput("folder", (root,), SUFFIXES), tmp_path)
+    assert seen is not None
+    (listing,) = tmp_path.glob("*.files.json")
+    assert [f"0/{one.key}" for one in read(root).candidates] == sorted(json.loads(listing.read_text()))
+    assert seen.files == 8
+
+
+def test_what_was_left_out_is_told_by_its_ending():
+    assert describe_left_out(Counter()) == "0 other files left out"
+    left_out = Counter({".txt": 2, ".heic": 1198})
+    assert describe_left_out(left_out) == "1,200 other files left out (.heic 1,198, .txt 2)"
+    many = Counter({f".{letter}": 1 for letter in "abcdefghijkl"})
+    assert describe_left_out(many).endswith("(.a 1, .b 1, .c 1, .d 1, .e 1, .f 1, .g 1, .h 1, others 4)")
+
+
+def test_endings_that_are_none_are_not_repeated(tmp_path: Path):
+    write(tmp_path, "1.jpg", "a.\x1b[31m", "b. and so on", "c.averyveryverylongending", "d.HEIC", "e.heic")
+    assert read(tmp_path).left_out == {".heic": 2, "of other endings": 3}
+
+
+def test_splits_below_the_top_are_told(tmp_path: Path):
+    write(tmp_path, "images/train/a/1.jpg", "images/Val/a/1.jpg")
+    source = read(tmp_path)
+    assert {one.split for one in source.candidates} == {None}
+    assert source.remarks == (
+        f"images/Val is named like a split and was taken for part of a class path: point the source at "
+        f"{tmp_path / 'images'} to use it",
+    )
+    assert {one.split for one in read(tmp_path / "images").candidates} == {"train", "val"}
+    assert read(tmp_path / "images").remarks == ()
+    assert read(tmp_path, splits="drawn").remarks == ()
+    write(tmp_path, "more/train/a/1.jpg")
+    (remark,) = read(tmp_path).remarks
+    assert remark.endswith("put them at the top of the source, the classes inside")
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path):
     with pytest.raises(SourceError, match=r"no folder .*nowhere"):
         read(tmp_path / "nowhere")
     write(tmp_path, "readme.txt", ".hidden/1.jpg")
-    with pytest.raises(SourceError, match=r"no image in .*\(1 other files\).*\.jpg \.png"):
+    with pytest.raises(SourceError, match=r"no image in .*\(1 other files left out \(\.txt 1\)\).*\.jpg \.png"):
         read(tmp_path)
 
 

@@ -21,6 +21,7 @@ from stages.views import (
     preset,
     write_policy,
 )
+from stages.views.resample import crop_and_resize
 
 NEUTRAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 ONE_LEVEL = 1 / 255 / 0.224  # of 8 bits, after normalisation
@@ -168,14 +169,29 @@ def test_a_sample_looks_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(
         views(images[chosen], ids[chosen], 2, sizes[chosen]), whole[:, chosen], rtol=0, atol=0.25 * ONE_LEVEL
     )
-    monkeypatch.setattr(kornia_engine, "_images_at_once", lambda images, image_size: 4)
+    monkeypatch.setattr(kornia_engine, "batch_parts", lambda images, image_size: [slice(0, 20), slice(20, 21)])
     torch.testing.assert_close(views(images, ids, 2, sizes), whole, rtol=0, atol=0.25 * ONE_LEVEL)
 
 
-def test_large_canvases_are_worked_on_in_parts() -> None:
-    assert kornia_engine._images_at_once(torch.empty(9, 3, 32, 32, dtype=torch.uint8), 32) >= 512
-    assert kornia_engine._images_at_once(torch.empty(9, 3, 500, 500, dtype=torch.uint8), 224) < 16
-    assert kornia_engine._images_at_once(torch.empty(1, 3, 1024, 1024, dtype=torch.uint8, device="meta"), 4000) == 2
+def test_evaluation_in_parts_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, sizes = canvas_of(50, 32, 32)
+    whole = evaluation_view(images, sizes, 32, **NEUTRAL)
+    monkeypatch.setattr("stages.views.batch_parts", lambda images, image_size: [slice(0, 7), slice(7, 50)])
+    assert torch.equal(evaluation_view(images, sizes, 32, **NEUTRAL), whole)
+
+
+def test_evaluation_resizes_large_canvases_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole batch of photographs in floats would take gigabytes."""
+    seen = []
+
+    def watched(images: Tensor, *others: Any) -> Tensor:
+        seen.append(len(images))
+        return crop_and_resize(images, *others)
+
+    monkeypatch.setattr("stages.views.crop_and_resize", watched)
+    assert evaluation_view(torch.zeros(7, 3, 1024, 1024, dtype=torch.uint8), None, 32, **NEUTRAL).shape[0] == 7
+    assert seen == [2, 2, 2, 1]
+    assert evaluation_view(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), None, 32, **NEUTRAL).shape[0] == 0
 
 
 def test_full_precision_whatever_surrounds_it() -> None:

@@ -19,12 +19,14 @@ class Neighbours(NamedTuple):
     """int64 [Q, k], rows of the gallery."""
 
 
-def nearest(queries: Tensor, gallery: Tensor, k: int) -> Neighbours:
+def nearest(queries: Tensor, gallery: Tensor, k: int, decimals: int | None = None) -> Neighbours:
     """Exact k nearest neighbours by cosine similarity; k is capped at the size of the gallery.
 
     Args:
         queries: [Q, D] floats, of any length; a row of zeros has similarity 0 with everything.
         gallery: [G, D].
+        decimals: similarities are rounded to so many before they are compared, so that what differs only by the order
+            of additions is equal.
 
     Raises:
         ValueError: dimensions that differ, an empty gallery, or k below 1.
@@ -35,18 +37,20 @@ def nearest(queries: Tensor, gallery: Tensor, k: int) -> Neighbours:
     # Normalised once: [G, D] again. Queries are normalised tile by tile.
     gallery = torch.nn.functional.normalize(gallery, dim=1)
     found = [
-        _nearest_of_tile(torch.nn.functional.normalize(tile, dim=1), gallery, k) for tile in queries.split(TILE_QUERIES)
+        _nearest_of_tile(torch.nn.functional.normalize(tile, dim=1), gallery, k, decimals)
+        for tile in queries.split(TILE_QUERIES)
     ]
     if not found:
         return Neighbours(queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64))
     return Neighbours(torch.cat([one.similarity for one in found]), torch.cat([one.index for one in found]))
 
 
-def _nearest_of_tile(queries: Tensor, gallery: Tensor, k: int) -> Neighbours:
+def _nearest_of_tile(queries: Tensor, gallery: Tensor, k: int, decimals: int | None) -> Neighbours:
     """Walk the gallery in tiles, keeping the best so far: first in each merge, and a stable sort leaves them so."""
     best = None
     for begin in range(0, len(gallery), TILE_GALLERY):
-        tile = _largest(queries @ gallery[begin : begin + TILE_GALLERY].T, k)
+        similarity = queries @ gallery[begin : begin + TILE_GALLERY].T
+        tile = _largest(similarity if decimals is None else similarity.round(decimals=decimals), k)
         tile = Neighbours(tile.similarity, tile.index + begin)
         if best is not None:
             tile = Neighbours(*(torch.cat(pair, 1) for pair in zip(best, tile, strict=True)))

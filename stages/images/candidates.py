@@ -1,5 +1,6 @@
 """What a source gives: candidates, images that may become samples."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +32,15 @@ class Source:
     Attributes:
         root: absolute folder that files are relative to; None where candidates hold bytes.
         candidates: sorted by key; either all have a split or none has.
-        ignored_files: files beside the images that were left out.
+        left_out: how many files beside the candidates were left out, by their ending (`.txt`) or another short word
+            for their kind.
+        remarks: what about the source deserves a warning, a line each.
     """
 
     root: Path | None
     candidates: list[Candidate]
-    ignored_files: int
+    left_out: Counter[str]
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[str]:

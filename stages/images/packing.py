@@ -1,13 +1,18 @@
-"""Candidates into WebDataset tars: one chunk of candidates is one tar, so that bytes do not depend on processes."""
+"""Candidates into WebDataset tars: one chunk of candidates is one tar, so that bytes do not depend on processes.
+
+Several processes write parts of a tar, which are joined: a tar is its members, one after another.
+"""
 
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -21,10 +26,14 @@ from webdataset.writer import TarWriter
 from stages.images.candidates import SPLITS, Candidate
 from stages.images.decode import UnreadableImage
 from stages.images.encode import Storage, encode
-from stages.images.index import NO_LABEL, Row, padded, rows_table
+from stages.images.index import NO_LABEL, Row, padded, rows_table, tar_size
 
 PROCESSES_FROM = 2_000
-"""Fewer images are packed before another process has started."""
+PROCESSES_FROM_BYTES = 100_000_000
+"""Fewer images, of fewer bytes together, are packed before another process has started."""
+
+IMAGES_IN_PART = 100
+"""What a process does at a time, at most."""
 
 
 class Rejected(NamedTuple):
@@ -130,8 +139,7 @@ def pack(chunks: Sequence[Chunk], workers: int, advance: Callable[[int], None]) 
         workers: processes; a small set is packed in this one.
         advance: called with the number of images done since the last call.
     """
-    images = sum(len(chunk.candidates) for chunk in chunks)
-    if workers > 1 and len(chunks) > 1 and images >= PROCESSES_FROM:
+    if workers > 1 and _is_large(chunks):
         return _pack_in_processes(chunks, workers, advance)
     return (pack_chunk(chunk, advance) for chunk in chunks)
 
@@ -200,6 +208,69 @@ def _read(candidate: Candidate, root: Path | None) -> bytes:
 
 # Several processes
 
+
+def _is_large(chunks: Sequence[Chunk]) -> bool:
+    """Whether packing takes long enough for processes to be started."""
+    if sum(len(chunk.candidates) for chunk in chunks) >= PROCESSES_FROM:
+        return True
+    sizes = [_size(candidate, chunk.root) for chunk in chunks for candidate in chunk.candidates]
+    return len(sizes) > 1 and sum(sizes) >= PROCESSES_FROM_BYTES
+
+
+def _size(candidate: Candidate, root: Path | None) -> int:
+    if isinstance(candidate.image, bytes):
+        return len(candidate.image)
+    try:
+        return os.stat(os.path.join(root or "", candidate.image)).st_size
+    except OSError:
+        return 0
+
+
+def cut(chunk: Chunk, length: int) -> list[Chunk]:
+    """The work of a tar as that of parts of `length` images, in files beside it."""
+    return [
+        replace(
+            chunk,
+            path=chunk.path.with_name(f"{chunk.path.name}.{start}"),
+            first_number=chunk.first_number + start,
+            candidates=chunk.candidates[start : start + length],
+            labels=chunk.labels[start : start + length],
+        )
+        for start in range(0, len(chunk.candidates), length)
+    ]
+
+
+def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
+    """One tar of its parts, which are deleted: byte for byte what `pack_chunk` writes."""
+    tables = [rows_table([])]
+    end = 0
+    with chunk.path.open("wb") as whole:
+        for part in parts:
+            rows = part.rows
+            if not rows.num_rows:
+                continue
+            with part.chunk.path.open("rb") as file:
+                shutil.copyfileobj(file, whole, 2**20)
+            part.chunk.path.unlink()
+            columns = {
+                "shard": pa.array([chunk.path.name] * len(rows)),
+                "offset": pa.array(rows["offset"].to_numpy() + end),
+            }
+            tables.append(pa.table({name: columns.get(name, rows[name]) for name in rows.column_names}))
+            end += rows["offset"][-1].as_py() + padded(rows["size"][-1].as_py())
+            whole.seek(end)  # over the empty blocks that end the part
+        whole.truncate(tar_size(end, 0))
+    if not end:
+        chunk.path.unlink()
+    return Packed(
+        chunk,
+        pa.concat_tables(tables).combine_chunks(),
+        [image for part in parts for image in part.rejected],
+        sum((part.sums for part in parts), PixelSums()),
+        sum(part.copied for part in parts),
+    )
+
+
 STOPPED = -1
 _progress: "Synchronized[int] | None" = None  # in a worker process: images done, or STOPPED
 
@@ -208,15 +279,20 @@ def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[
     context = multiprocessing.get_context("spawn")
     progress = context.Value("q", 0)
     shown = 0
-    executor = ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_start_worker, initargs=(progress,))
+    # Where images are few and large, in parts so short that all processes have work until the end.
+    length = min(IMAGES_IN_PART, math.ceil(sum(len(chunk.candidates) for chunk in chunks) / (4 * workers)))
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(progress,))
     try:
-        for future in [executor.submit(_pack_in_worker, chunk) for chunk in chunks]:
-            while not future.done():
-                wait([future], timeout=0.2)
+        pending = deque(
+            (chunk, [executor.submit(_pack_in_worker, part) for part in cut(chunk, length)]) for chunk in chunks
+        )
+        while pending:
+            chunk, parts = pending.popleft()
+            while wait(parts, timeout=0.2).not_done:
                 done = progress.value
                 advance(done - shown)
                 shown = done
-            yield future.result()
+            yield join(chunk, [part.result() for part in parts])
         advance(progress.value - shown)
     finally:
         with progress.get_lock():

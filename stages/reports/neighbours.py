@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from stages.evaluation.features import FeatureFile
+from stages.evaluation.neighbours import nearest
 
 
 def pick_queries(labels: NDArray[np.int64], number: int) -> NDArray[np.int64]:
@@ -27,7 +29,7 @@ def pick_queries(labels: NDArray[np.int64], number: int) -> NDArray[np.int64]:
     return chosen[np.lexsort((chosen, labels[chosen]))]
 
 
-def nearest(
+def nearest_in_file(
     features: FeatureFile, queries: NDArray[np.int64], gallery: NDArray[np.bool_], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The nearest gallery rows of each query by cosine similarity; a query is never its own neighbour.
@@ -37,22 +39,22 @@ def nearest(
         gallery: bool [N], the rows of the file that may be found.
 
     Returns:
-        rows int64 [Q, K] and similarities [Q, K], nearest first, K = count or what the gallery holds. In double
-        precision and rounded, so that the number of threads does not decide between two that are equally near.
+        rows int64 [Q, K] and similarities [Q, K], nearest first, the smaller row first among equals; K = count or what
+        the gallery holds. In double precision and rounded, so that the number of threads does not decide between two.
     """
-    wanted = _unit(features.rows(queries))
-    rows = np.empty((len(queries), 0), dtype=np.int64)
-    similarities = np.empty((len(queries), 0))
+    wanted = torch.from_numpy(features.rows(queries)).double()
+    rows, similarities = np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0))
     for start, block in features.blocks():
         candidates = np.flatnonzero(gallery[start : start + len(block)])
-        found = np.round(wanted @ _unit(block[candidates]).T, 6)
-        found[queries[:, None] == candidates + start] = -np.inf
-        rows = np.concatenate([rows, np.broadcast_to(candidates + start, found.shape)], axis=1)
-        similarities = np.concatenate([similarities, found], axis=1)
-        best = np.lexsort((rows, -similarities), axis=1)[:, :count]
-        rows, similarities = np.take_along_axis(rows, best, 1), np.take_along_axis(similarities, best, 1)
+        if len(candidates):
+            # One more than asked for: a query may find itself.
+            found = nearest(wanted, torch.from_numpy(block[candidates]).double(), count + 1, decimals=6)
+            rows = np.concatenate([rows, start + candidates[found.index.numpy()]], axis=1)
+            similarities = np.concatenate([similarities, found.similarity.numpy()], axis=1)
+    similarities[rows == queries[:, None]] = -np.inf
     others = gallery.sum() - bool(gallery[queries].any())
-    return rows[:, :others], similarities[:, :others]
+    best = np.lexsort((rows, -similarities), axis=1)[:, : min(count, others)]
+    return np.take_along_axis(rows, best, 1), np.take_along_axis(similarities, best, 1)
 
 
 def neighbour_pages(
@@ -65,7 +67,7 @@ def neighbour_pages(
         "label", "similarity", "right"}]}]}; label and right are None where there are no labels.
     """
     gallery = features.splits == gallery_split
-    rows, similarities = nearest(features, queries, gallery, count)
+    rows, similarities = nearest_in_file(features, queries, gallery, count)
     pages = []
     for query, found, scores in zip(queries, rows, similarities, strict=True):
         label = int(features.labels[query])
@@ -93,9 +95,3 @@ def _image(features: FeatureFile, row: int) -> dict[str, Any]:
     label = int(features.labels[row])
     name = features.classes[label] if 0 <= label < len(features.classes) else None
     return {"id": int(features.ids[row]), "key": features.keys[row], "label": name}
-
-
-def _unit(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Rows of length one; a row of zeros stays."""
-    double = features.astype(np.float64)
-    return double / np.maximum(np.linalg.norm(double, axis=1, keepdims=True), 1e-12)

@@ -2,28 +2,35 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import WithJsonSchema, field_validator, model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, ForeignInput, StageSettings, setting
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".exr", ".tga", ".pnm", ".pbm", ".dcm"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}
+)
+"""Endings of images that are not read: files that have one are not left out without a warning."""
 DIGITS = Estimate(1797, disk_bytes=2**20)
+
+SOURCE_PATTERN = "^(folder:.+|sklearn:digits)$"
+"""For the schema; people get the validator's words."""
 
 
 class Shard(StageSettings):
     """Pack images into WebDataset tars with an index, splits, classes and counts."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
-    source: str = setting(
+    source: Annotated[str, WithJsonSchema({"type": "string", "pattern": SOURCE_PATTERN})] = setting(
         ...,
         "`folder:PATH` (class = parent folder; train/ val/ test/ are splits) or `sklearn:digits`",
         hashed=False,  # counts by content: see foreign_inputs
-        pattern=r"^(folder:.+|sklearn:digits)$",
     )
     labels: Literal["folder", "none"] = setting("folder", "class = name of the parent folder, or no labels")
     splits: Literal["given", "drawn"] | None = setting(
@@ -40,6 +47,14 @@ class Shard(StageSettings):
     images_per_shard: int = setting(5000, "images that are tried for one tar", ge=1)
     max_rejected: float = setting(0.005, "largest share of unreadable images before the stage fails", ge=0, le=1)
     workers: int = setting(2, "processes that read and encode images", hashed=False, ge=1)
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, source: str) -> str:
+        kind, _, path = source.partition(":")
+        if source != "sklearn:digits" and (kind != "folder" or not path):
+            raise ValueError(f"write folder:PATH or sklearn:digits, not {source!r}")
+        return source
 
     @model_validator(mode="after")
     def _check(self) -> "Shard":

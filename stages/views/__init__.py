@@ -22,7 +22,7 @@ from stages.views.policy import (
     read_policy,
     write_policy,
 )
-from stages.views.resample import Boxes, crop_and_resize
+from stages.views.resample import Boxes, batch_parts, crop_and_resize
 
 __all__ = [
     "PRESETS",
@@ -113,8 +113,13 @@ def evaluation_view(
     top, left = ((sizes - side[:, None]) // 2).unbind(1)
     unflipped = torch.zeros_like(side, dtype=torch.bool)
     boxes = Boxes(top, left, side, side, unflipped, unflipped)
+    views = torch.empty(len(images), 3, image_size, image_size, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
-        return normalise(crop_and_resize(images, boxes, image_size, interpolation, antialias), mean, std)
+        for part in batch_parts(images, image_size):
+            boxes_of_part = Boxes(*(field[part] for field in boxes))
+            resized = crop_and_resize(images[part], boxes_of_part, image_size, interpolation, antialias)
+            views[part] = normalise(resized, mean, std)
+    return views
 
 
 def _check_images(images: Tensor, sizes: Tensor | None, device: torch.device | None) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.views.draws import Parameters
 from stages.views.policy import Policy
-from stages.views.resample import Boxes, crop_and_resize
+from stages.views.resample import Boxes, batch_parts, crop_and_resize
 
 
 def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
@@ -35,9 +35,7 @@ def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tens
     size = policy.image_size
     rows = torch.arange(len(parameters), device=images.device).view(-1, len(images))  # [V, B]
     result = torch.empty(*rows.shape, 3, size, size, device=images.device)
-    at_once = _images_at_once(images, size)
-    for start in range(0, len(images), at_once):
-        part = slice(start, start + at_once)
+    for part in batch_parts(images, size):
         drawn = parameters[rows[:, part].flatten()]
         views = crop_turn(images[part], drawn, policy)
         jitter_colours(views, drawn, policy)
@@ -45,12 +43,6 @@ def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tens
         blur(views, drawn, policy)
         result[:, part] = normalise(views, policy.mean, policy.std).unflatten(0, (len(rows), -1))
     return result.flatten(0, 1)
-
-
-def _images_at_once(images: Tensor, image_size: int) -> int:
-    """How many images are worked on together: so many that a CPU's caches, or a GPU's memory, hold them well."""
-    floats = 3 * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of its views
-    return max(1, (2**23 if images.device.type == "cpu" else 2**28) // floats)
 
 
 def crop_turn(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:

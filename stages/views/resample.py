@@ -6,7 +6,7 @@ what surrounds the crop is ever read: the result is that of cutting the box out 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,20 @@ class Boxes(NamedTuple):
     width: Tensor
     horizontal_flip: Tensor
     vertical_flip: Tensor
+
+
+def batch_parts(images: Tensor, image_size: int) -> Iterator[slice]:
+    """Slices of a batch to work on one after another, so that memory stays bounded however large the canvas is.
+
+    Args:
+        images: [B, 3, H, W].
+        image_size: of the views.
+    """
+    floats = 3 * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of two views
+    # So many that a CPU's caches, or a GPU's memory, hold them well.
+    at_once = max(1, (2**23 if images.device.type == "cpu" else 2**28) // floats)
+    for start in range(0, len(images), at_once):
+        yield slice(start, start + at_once)
 
 
 def crop_and_resize(
