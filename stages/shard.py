@@ -143,6 +143,7 @@ def _tell(run: Run, source: Source, summary: dict[str, Any], rejected: Sequence[
         )
     run.count(
         samples=summary["samples_out"],
+        sample_bytes=3 * splits["train"]["max_height"] * splits["train"]["max_width"],
         images_in=summary["images_in"],
         rejected=summary["rejected"],
         ignored_files=source.left_out.total(),

@@ -16,6 +16,7 @@ UNREAD_SUFFIXES = frozenset(
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef"}
 )
 """Endings of images that are not read: files that have one are not left out without a warning."""
+DECODED_PER_STORED = 12
 DIGITS = Estimate(1797, disk_bytes=2**20)
 
 SOURCE_PATTERN = "^(folder:.+|sklearn:digits)$"
@@ -68,7 +69,10 @@ class Shard(StageSettings):
         source = DIGITS if self.source == "sklearn:digits" else inputs["source"]
         # A copied image keeps its size; the tar adds two headers, a label and padding.
         disk_bytes = source.disk_bytes + 2048 * source.samples
-        return Estimate(source.samples, 3 * self.max_short_side**2, disk_bytes, self.workers * LIBRARIES_BYTES)
+        # A photograph takes some ten times its JPEG in memory, up to the caps.
+        decoded = DECODED_PER_STORED * source.disk_bytes // max(source.samples, 1)
+        sample_bytes = min(decoded, 3 * self.max_short_side * self.max_long_side)
+        return Estimate(source.samples, sample_bytes, disk_bytes, self.workers * LIBRARIES_BYTES)
 
     def foreign_inputs(self) -> dict[str, ForeignInput]:
         kind, _, path = self.source.partition(":")
