@@ -182,7 +182,9 @@ def large_jpeg() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "make", [large_jpeg, lambda: png(20_000, 20_000, 8, 2, b""), lambda: b"P6\n20000 20000\n255\n"], ids=str
+    "make",
+    [large_jpeg, lambda: png(20_000, 20_000, 8, 2, b""), lambda: b"P6\n20000 20000\n255\n"],
+    ids=["jpeg", "png", "ppm"],
 )
 def test_a_bomb_is_refused_by_its_header(make: Callable[[], bytes]):
     with pytest.raises(UnreadableImage, match=f"too large.*{MAX_PIXELS:,}"):
