@@ -93,8 +93,10 @@ def _all(folder: Path) -> list[Path]:
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Replace tensors by their names; dicts become lists of pairs, so that integer keys stay integers."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": name}
+        tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        # The layout in memory comes back as well: fused optimisers pair the memory of a weight with that of its
+        # momentum, whatever the strides say.
+        return {"tensor": name} | ({} if value.is_contiguous() else {"strides": [*value.stride()]})
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -108,7 +110,10 @@ def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "tensor" in tree:
-        return tensors[tree["tensor"]]
+        tensor = tensors[tree["tensor"]]
+        if "strides" in tree:
+            return torch.empty_strided(tensor.shape, tree["strides"], dtype=tensor.dtype).copy_(tensor)
+        return tensor
     if "dict" in tree:
         return {key: _unpack(item, tensors) for key, item in tree["dict"]}
     return [_unpack(item, tensors) for item in tree["list"]]

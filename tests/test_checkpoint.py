@@ -51,6 +51,18 @@ def test_a_state_comes_back_exactly(tmp_path: Path) -> None:
     optimiser.load_state_dict(found.state["optimiser"])
 
 
+def test_the_layout_in_memory_comes_back(tmp_path: Path) -> None:
+    weight = torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    checkpoint.save(
+        tmp_path / "checkpoints", 1, {"weight": weight, "plain": torch.rand(2, 3), "number": torch.ones(())}
+    )
+    found = load(tmp_path)
+    assert found is not None
+    assert torch.equal(found.state["weight"], weight)
+    assert found.state["weight"].stride() == weight.stride()
+    assert found.state["plain"].is_contiguous()
+
+
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         checkpoint.save(tmp_path / "checkpoints", step, state(step))

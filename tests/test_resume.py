@@ -21,6 +21,7 @@ steps:
     shards: shards
     views: views
     architecture: {backbone: resnet10, width: 4}
+    optimiser: {name: sgd, learning_rate: 0.1}
     projector: {layers: 2, hidden: 8, dimension: 8}
     epochs: 1
     batch_size: 64

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import toy_stages
+from torch import nn
 
 from pipeline.errors import Interrupted, NotFinite, UsageError
 from pipeline.progress import Progress, Reporter
 from pipeline.run import Run
 from pipeline.settings import StageSettings
+from stages.models import build_optimiser
 from stages.settings import STAGES
 
 
@@ -68,6 +70,48 @@ def test_a_value_that_is_not_finite_ends_the_training_and_says_where(tmp_path: P
     with pytest.raises(NotFinite, match="loss became nan within steps 3 to 4"):
         loop()
     assert not (run.out / "metrics.jsonl").exists()
+
+
+def train(
+    folder: Path, optimiser_name: Any, memory_format: torch.memory_format, stop_at: int
+) -> dict[str, torch.Tensor]:
+    """Seven steps of a small network; a signal comes in step `stop_at`, and a second run goes on."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+    )
+    module = module.to(memory_format=memory_format)
+    optimiser = build_optimiser(optimiser_name, [module], 0.05, 0.9, 1e-3)
+    folder.mkdir(exist_ok=True)
+    run = given(folder, train_settings())
+    images = torch.rand(7, 5, 3, 6, 6)
+    state = {"module": module, "optimiser": optimiser}
+    with run.training(state, steps=7, steps_per_epoch=7, images_per_step=5) as training:
+        for step, batch in training.steps(lambda step: images[step]):
+            if step == stop_at:
+                run.receive(15)
+            loss = module(batch.contiguous(memory_format=memory_format)).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            training.record(loss=loss)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lars"])
+def test_every_optimiser_resumes_to_the_same_bytes(
+    tmp_path: Path, optimiser: str, memory_format: torch.memory_format
+) -> None:
+    expected = train(tmp_path / "whole", optimiser, memory_format, -1)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", optimiser, memory_format, 3)
+    (tmp_path / "cut" / "out").rmdir()
+    found = train(tmp_path / "cut", optimiser, memory_format, -1)
+    attempts = (tmp_path / "cut" / "attempts.jsonl").read_text()
+    assert '"first_step":4' in attempts
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_outside_a_training_loop_a_signal_ends_the_stage_at_once(tmp_path: Path) -> None:
