@@ -390,3 +390,9 @@ def test_the_drawing_has_every_artifact_below_its_sources_and_none_over_another(
     rows = {row["step"]: row["made_of"] for row in lineage_rows(lineage)}
     assert rows["simclr"] == ["shards", "views"]
     assert rows["shards"] == ["files abc"]
+
+
+def test_runs_that_gave_equal_bytes_are_one_artifact() -> None:
+    first, again = artifact("shards"), artifact("shards")
+    lineage = Lineage([first, again, artifact("views", first.digest)])
+    assert [one.step for one in lineage.artifacts] == ["shards", "views"]

@@ -38,11 +38,11 @@ class Artifact:
 
 
 class Lineage:
-    """Every artifact that a report was made of, sources first."""
+    """Every artifact that a report was made of, sources first; runs that gave equal bytes are one artifact."""
 
     def __init__(self, artifacts: Sequence[Artifact]):
-        self.artifacts = tuple(artifacts)
         self._by_digest = {artifact.digest: artifact for artifact in artifacts}
+        self.artifacts = tuple(self._by_digest.values())
 
     def of_files(self, files: Path) -> Artifact:
         """The artifact whose files lie there."""
