@@ -37,12 +37,7 @@ UNIFORMITY_ROWS = 512
 
 def pretrain(run: Run, settings: Pretrain) -> None:
     """Write encoder.safetensors, projector.safetensors, model.json and metrics.jsonl."""
-    shards = open_shards(run.input("shards"), "train")
-    if len(shards) < settings.batch_size:
-        raise UsageError(
-            f"{run.step}.batch_size: {settings.batch_size} is more than the {len(shards)} training images; "
-            f"set it to {len(shards)} or less"
-        )
+    shards = _training_images(run, settings)
     encoder, architecture, policy = _encoder(run, settings)
     projector = build_projector(encoder.embedding_size, **settings.projector.model_dump())
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -70,11 +65,6 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         f"{architecture.backbone} of width {architecture.width}, {count_parameters(encoder):,} parameters; "
         f"{len(shards):,} images, {steps:,} steps of {settings.batch_size}, learning rate {rate:.4g} on {run.device}"
     )
-
-    needed = RANKME_SAMPLES_PER_DIMENSION * settings.projector.dimension
-    if needed > len(shards):
-        run.say(f"RankMe is left out: it needs {needed:,} images, ten for each dimension of the projector")
-
     with run.training(
         state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=settings.batch_size
     ) as training:
@@ -104,21 +94,21 @@ def pretrain(run: Run, settings: Pretrain) -> None:
                     training.write_line(**health)
     batches.close()
 
-    card = ModelCard(
-        kind="pretrain",
-        architecture=architecture,
-        embedding_size=encoder.embedding_size,
-        image_size=policy.image_size,
-        mean=policy.mean,
-        std=policy.std,
-        interpolation=policy.interpolation,
-        antialias=policy.antialias,
-        projector=ProjectorCard(**settings.projector.model_dump()),
-        parameters=count_parameters(encoder),
-        weights=WeightsCard(source=encoder.weights.source, licence=encoder.weights.licence),
-    )
-    save_model(run.out, card, encoder, projector)
+    save_model(run.out, _card(settings, encoder, architecture, policy), encoder, projector)
     run.count(samples=len(shards), steps=steps, **training.latest)
+
+
+def _training_images(run: Run, settings: Pretrain) -> Shards:
+    shards = open_shards(run.input("shards"), "train")
+    if len(shards) < settings.batch_size:
+        raise UsageError(
+            f"{run.step}.batch_size: {settings.batch_size} is more than the {len(shards)} training images; "
+            f"set it to {len(shards)} or less"
+        )
+    needed = RANKME_SAMPLES_PER_DIMENSION * settings.projector.dimension
+    if needed > len(shards):
+        run.say(f"RankMe is left out: it needs {needed:,} images, ten for each dimension of the projector")
+    return shards
 
 
 def _encoder(run: Run, settings: Pretrain) -> tuple[Encoder, ArchitectureCard, Policy]:
@@ -135,6 +125,22 @@ def _encoder(run: Run, settings: Pretrain) -> tuple[Encoder, ArchitectureCard, P
         run.say(f"starts from {encoder.weights.source}, licence: {encoder.weights.licence or 'not stated'}")
         policy = policy.model_copy(update={"mean": encoder.weights.mean, "std": encoder.weights.std})
     return encoder, ArchitectureCard(**settings.architecture.model_dump()), policy
+
+
+def _card(settings: Pretrain, encoder: Encoder, architecture: ArchitectureCard, policy: Policy) -> ModelCard:
+    return ModelCard(
+        kind="pretrain",
+        architecture=architecture,
+        embedding_size=encoder.embedding_size,
+        image_size=policy.image_size,
+        mean=policy.mean,
+        std=policy.std,
+        interpolation=policy.interpolation,
+        antialias=policy.antialias,
+        projector=ProjectorCard(**settings.projector.model_dump()),
+        parameters=count_parameters(encoder),
+        weights=WeightsCard(source=encoder.weights.source, licence=encoder.weights.licence),
+    )
 
 
 def _clip(optimiser: torch.optim.Optimizer, largest: float | None) -> Tensor:
