@@ -10,6 +10,7 @@ from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.images import Shards, open_shards
 from stages.images.loader import BatchLoader
 from stages.images.order import order
+from stages.images.schedule import Shuffled
 from stages.losses import contrastive_accuracy, nt_xent
 from stages.models import (
     ArchitectureCard,
@@ -45,7 +46,7 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         convert_batch_norm(module)
         module.to(run.device).to(memory_format=memory_format)
     views = load(policy, run.seed, run.device)
-    batches = BatchLoader(shards, run.seed, settings.batch_size, settings.workers)
+    batches = BatchLoader(shards, Shuffled(run.seed, len(shards), settings.batch_size), settings.workers)
     steps = min(settings.epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
     rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, settings.batch_size)
     warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)

@@ -1,31 +1,31 @@
-"""Global batches of a training run, in keyed order, read ahead in the background."""
+"""Batches of a schedule, read ahead in the background."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from stages.images.order import order
+from stages.images.schedule import Schedule
 from stages.images.shards import Batch, Shards
 
 
 class BatchLoader:
-    """The batch of any global step: which samples it holds is a pure function of (seed, step, length, batch size).
+    """This process's share of the batch of each step, read ahead by one step in a background thread.
 
-    An epoch is floor(length / batch_size) batches of a keyed permutation; what is left over is another part of the
-    images in every epoch. The batch after the one that was asked for is read in the background.
+    Of the global batch, process `rank` of `ranks` reads the `rank`-th of equal consecutive parts.
 
     Args:
         shards: one split.
-        seed: of the run.
-        batch_size: images in a global batch, at most `len(shards)`.
+        schedule: of the global batches; `ranks` divides their size.
         workers: threads that decode.
     """
 
-    def __init__(self, shards: Shards, seed: int, batch_size: int, workers: int = 1):
-        if not 1 <= batch_size <= len(shards):
-            raise ValueError(f"batch_size must be 1 to {len(shards)}, the number of images, not {batch_size}")
-        self._shards, self._seed, self._batch_size, self._workers = shards, seed, batch_size, workers
-        self.steps_per_epoch = len(shards) // batch_size
+    def __init__(self, shards: Shards, schedule: Schedule, workers: int = 1, rank: int = 0, ranks: int = 1):
+        self._shards, self._schedule, self._workers = shards, schedule, workers
+        self._rank, self._ranks = rank, ranks
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead: tuple[int, Future[Batch]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._schedule.steps_per_epoch
 
     def load(self, step: int) -> Batch:
         """The batch of a global step, counted from 0 over all epochs."""
@@ -39,7 +39,7 @@ class BatchLoader:
         self._reader.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> Batch:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        first = place * self._batch_size
-        positions = order(self._seed, epoch, len(self._shards))[first : first + self._batch_size]
-        return self._shards.batch(positions, self._workers)
+        positions = self._schedule.positions(step)
+        assert len(positions) % self._ranks == 0, "the settings were checked before"
+        share = len(positions) // self._ranks
+        return self._shards.batch(positions[self._rank * share : (self._rank + 1) * share], self._workers)
