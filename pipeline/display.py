@@ -39,7 +39,7 @@ def announce(planned: Planned) -> None:
 
 def results(store: Store, recipe: Recipe, finished: Sequence[Finished], selected: Sequence[str]) -> None:
     """What was asked for (the recipe's last steps, if nothing): tables that they wrote, and where their pages lie."""
-    wanted = set(selected) or {step.name for step in recipe.sinks()}
+    wanted = set(recipe.matching(selected)) or {step.name for step in recipe.sinks()}
     for one in finished:
         if one.planned.step.name not in wanted:
             continue

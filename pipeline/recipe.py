@@ -1,6 +1,7 @@
 """Recipes: one YAML file, a list of named steps, read and checked before anything runs."""
 
 import difflib
+import fnmatch
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -22,6 +23,7 @@ from pipeline.settings import (
 )
 from pipeline.stage import Stage
 from pipeline.store import DIGEST, REFERENCE
+from pipeline.templates import expand
 
 NAME = re.compile(r"^[A-Za-z0-9][\w-]*$")
 
@@ -53,24 +55,29 @@ class Recipe:
     steps: dict[str, Step]
 
     def needed(self, selected: Sequence[str]) -> list[Step]:
-        """The selected steps (all, if none) and the steps they need, in running order.
+        """The selected steps (all, if none; `*` stands for any letters) and the steps they need, in running order.
 
         Raises:
             UsageError: a selected step is not in the recipe.
         """
         if not selected:
             return list(self.steps.values())
-        unknown = [name for name in selected if name not in self.steps]
-        if unknown:
-            raise UsageError(f"{unknown[0]}: no such step; {self.name} has {_listed(self.steps)}")
         wanted: set[str] = set()
-        pending = list(selected)
+        pending = self.matching(selected)
         while pending:
             name = pending.pop()
             if name in self.steps and name not in wanted:
                 wanted.add(name)
                 pending += [one for names in self.steps[name].references().values() for one in names]
         return [step for step in self.steps.values() if step.name in wanted]
+
+    def matching(self, selected: Sequence[str]) -> list[str]:
+        """The names of the selected steps. Raises UsageError where one is not in the recipe."""
+        found = {name: fnmatch.filter(self.steps, name) for name in selected}
+        unknown = [name for name, steps in found.items() if not steps]
+        if unknown:
+            raise UsageError(f"{unknown[0]}: no such step; {self.name} has {_listed(self.steps)}")
+        return [name for steps in found.values() for name in steps]
 
     def sinks(self) -> list[Step]:
         """The steps that no other step reads: what the recipe is for."""
@@ -86,7 +93,7 @@ def load_recipe(
     Args:
         path: the YAML file.
         stages: every stage by name.
-        overrides: `step.field=value`, values as in YAML.
+        overrides: `step.field=value`, values as in YAML; `*` in the name of the step stands for any letters.
         seed: instead of the recipe's own.
 
     Raises:
@@ -110,15 +117,17 @@ def load_recipe(
         problems.append(f"name: letters, digits, - and _ only, not {name!r}")
     if isinstance(own_seed, bool) or not isinstance(own_seed, int) or not 0 <= own_seed < 2**63:
         problems.append(f"seed: a whole number from 0, not {own_seed!r}")
+    written, found = expand(data["steps"])
+    problems += found
     for override in overrides:
-        problems += _apply(data["steps"], override)
+        problems += _apply(written, override)
     steps: dict[str, Step] = {}
-    for step_name, values in data["steps"].items():
-        step, found = _read_step(str(step_name), values, stages)
+    for step_name, values in written.items():
+        step, found = _read_step(step_name, values, stages)
         problems += found
         if step is not None:
             steps[step.name] = step
-    problems += _check_references(data["steps"], stages)
+    problems += _check_references(written, stages)
     ordered = {} if problems else _ordered(steps, problems)
     if problems:
         raise UsageError(f"{path}: {len(problems)} fault(s)\n" + "\n".join(f"  {problem}" for problem in problems))
@@ -128,22 +137,24 @@ def load_recipe(
 def _apply(steps: dict[str, Any], override: str) -> list[str]:
     """Write one `step.field=value` into the steps; returns what is wrong with it."""
     path, equals, text = override.partition("=")
-    step, *keys = path.split(".")
+    pattern, *keys = path.split(".")
     if not equals or not keys:
         return [f"--set {override}: write step.field=value"]
-    if not isinstance(steps.get(step), dict):
-        return [f"--set {override}: no such step: {step}{_nearest(step, [str(name) for name in steps])}"]
+    matching = [name for name in fnmatch.filter(steps, pattern) if isinstance(steps[name], dict)]
+    if not matching:
+        return [f"--set {override}: no such step: {pattern}{_nearest(pattern, steps)}"]
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         return [f"--set {override}: {' '.join(str(error).split())}"]
-    # Groups that come from one YAML anchor are one object: copy on the way down, so that only this step changes.
-    steps[step] = group = dict(steps[step])
-    for key in keys[:-1]:
-        below = group.get(key)
-        group[key] = dict(below) if isinstance(below, dict) else {}
-        group = group[key]
-    group[keys[-1]] = value
+    for step in matching:
+        # Groups that come from one YAML anchor are one object: copy on the way down, so that only this step changes.
+        steps[step] = group = dict(steps[step])
+        for key in keys[:-1]:
+            below = group.get(key)
+            group[key] = dict(below) if isinstance(below, dict) else {}
+            group = group[key]
+        group[keys[-1]] = value
     return []
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from pipeline.stage import Stage
+from pipeline.templates import EACH
 
 
 def recipe_schema(stages: Mapping[str, Stage]) -> dict[str, Any]:
@@ -36,7 +37,10 @@ def recipe_schema(stages: Mapping[str, Stage]) -> dict[str, Any]:
                     "type": "object",
                     "properties": {"stage": {"enum": list(stages)}},
                     "required": ["stage"],
-                    "oneOf": variants,
+                    # A step that stands for several has placeholders in place of values: it is checked written out.
+                    "if": {"required": [EACH]},
+                    "then": {"properties": {EACH: {"type": "object", "minProperties": 1}}},
+                    "else": {"oneOf": variants},
                 },
             },
         },

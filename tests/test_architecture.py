@@ -13,7 +13,7 @@ FOLDERS = ("evaluation", "images", "losses", "models", "reports", "views")
 LAYERS = {
     "cli": {"runner", "display", "schema"},
     "display": {"runner"},
-    "schema": {"stage"},
+    "schema": {"stage", "templates"},
     "runner": {"recipe", "store", "comparison"},
     "comparison": {"store"},
     "worker": {"run", "recipe", "store"},
@@ -21,7 +21,8 @@ LAYERS = {
     "checkpoint": {"manifest"},
     "tracking": {"errors"},
     "progress": set(),
-    "recipe": {"stage", "store"},
+    "recipe": {"stage", "store", "templates"},
+    "templates": set(),
     "store": {"provenance"},
     "stage": {"settings"},
     "provenance": {"manifest", "settings"},
