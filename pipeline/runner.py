@@ -136,7 +136,7 @@ def run(planner: Planner, selected: Sequence[str], announce: Callable[[Planned],
 
 def forced_steps(recipe: Recipe, selected: Sequence[str]) -> frozenset[str]:
     """The steps that `--force` means: the selected ones, or all."""
-    return frozenset(selected or recipe.steps)
+    return frozenset(recipe.matching(selected) if selected else recipe.steps)
 
 
 def estimate(store: Store, planned: Sequence[Planned]) -> dict[str, Estimate]:

@@ -26,7 +26,7 @@ class Augment(StageSettings):
     A field that is left out takes the value of the preset.
     """
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
     shards: str = artifact("shard", description="images whose training part gives mean and std")
     preset: Literal["natural", "colour-matters", "grey", "microscopy", "aerial", "text"] = setting(

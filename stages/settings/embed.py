@@ -12,7 +12,7 @@ WIDEST_EMBEDDING = 2048  # a ResNet-50's; most are narrower
 class Embed(StageSettings):
     """Features of every image: the backbone in evaluation mode on one deterministic resize and centre crop."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
     shards: str = artifact("shard", description="images to embed, all splits")
     encoder: str = artifact(

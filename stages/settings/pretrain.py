@@ -44,7 +44,7 @@ PARAMETERS = {
 class Pretrain(StageSettings):
     """SimCLR: two views of each image, NT-Xent over the global batch (Chen et al. 2020)."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
     shards: str = artifact("shard", description="images to learn from: their training part")
     views: str = artifact("augment", description="the view policy")

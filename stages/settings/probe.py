@@ -21,7 +21,7 @@ class PenaltyPath(Settings):
 class Probe(StageSettings):
     """How good features are: logistic regression, nearest neighbours, and both with few labels."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
     features: str = artifact("embed", description="features of all splits")
     test_split: Literal["test", "val"] = setting("test", "the split that is scored, once")

@@ -8,7 +8,7 @@ from pipeline.settings import StageSettings, artifact, setting
 class Report(StageSettings):
     """One HTML file, and report.json with every number in it."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
     reads_ancestors: ClassVar[bool] = True
 
     of: tuple[str, ...] = artifact(

@@ -26,7 +26,7 @@ SOURCE_PATTERN = "^(folder:.+|sklearn:digits)$"
 class Shard(StageSettings):
     """Pack images into WebDataset tars with an index, splits, classes and counts."""
 
-    stage_version: ClassVar[int] = 2
+    stage_version: ClassVar[int] = 3
 
     source: Annotated[str, WithJsonSchema({"type": "string", "pattern": SOURCE_PATTERN})] = setting(
         ...,
