@@ -6,7 +6,7 @@ Torch-free, so that `simclr status` and `simclr --help` stay quick.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -23,15 +23,34 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
+class Call:
+    """A function of ours by name: what it imports is brought in only when it is called."""
+
+    module: str
+    function: str
+    arguments: tuple[Any, ...] = ()
+    """Plain data."""
+
+
+@dataclass(frozen=True)
 class ForeignInput:
     """Files from outside the store that a step reads (a folder of images): they count by content, not by path."""
 
     kind: str
     """Says how the files are read (`folder`, `sklearn:digits`); part of the fingerprint."""
     roots: tuple[Path, ...] = ()
-    """Folders whose files are fingerprinted; none for data that a library ships."""
+    """Folders whose files are fingerprinted, single files, or patterns (`data/*.tar`); none for data that a library
+    ships."""
     suffixes: frozenset[str] = frozenset()
-    """Lower-case endings (`.jpg`) of the files that count; empty: every file that is not hidden."""
+    """Lower-case endings (`.jpg`) of the files in folders that count; empty: every file that is not hidden."""
+    names: tuple[str, ...] = ()
+    """What each root is called in the fingerprint, where its name changes the result; else they are numbered."""
+    listing: Call | None = None
+    """For files that name others (a table): returns roughly how many samples there are (0: one for each file), and
+    the path of every file that is named, by its name there. It is called whenever the source is looked at."""
+    fetch: Call | None = None
+    """For what can be downloaded: brings the files to the roots and returns how many samples they hold. It is called
+    by a run that never looked at the source before, or finds no files."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +70,14 @@ class StageSettings(Settings):
     Attributes:
         stage_version: raised whenever the same settings and inputs give other bytes.
         reads_ancestors: the stage looks at everything its inputs were made of (a report), so the key holds that too.
+        uses_ranks: where there are several processes, all run the stage together; otherwise rank 0 runs it alone.
+        lower_for_memory: dotted keys of settings that need less memory when they are lowered, the strongest first.
     """
 
     stage_version: ClassVar[int]
     reads_ancestors: ClassVar[bool] = False
+    uses_ranks: ClassVar[bool] = False
+    lower_for_memory: ClassVar[tuple[str, ...]] = ()
 
     def without_effect(self) -> set[str]:
         """Settings that cannot change the result, given the values of the others."""
@@ -146,6 +169,17 @@ def names_artifact(field: FieldInfo, value: Any) -> bool:
         return True
     extra = _extra(field)
     return value not in extra["literals"] and not value.startswith(tuple(extra["prefixes"]))
+
+
+def kinds_of(field: FieldInfo) -> dict[str, type[Settings]]:
+    """By name: the groups that a field chooses from, where it takes one of several; empty for every other field."""
+    if not isinstance(field.discriminator, str):
+        return {}
+    return {
+        name: kind
+        for kind in get_args(field.annotation)
+        for name in get_args(kind.model_fields[field.discriminator].annotation)
+    }
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:

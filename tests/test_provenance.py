@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline import provenance
 from pipeline.errors import UsageError
-from pipeline.provenance import code, environment, fingerprint, step_key
-from pipeline.settings import ForeignInput
+from pipeline.provenance import Fingerprint, code, environment, fingerprint, step_key
+from pipeline.settings import Call, ForeignInput
 
 IMAGES = frozenset({".jpg"})
 
@@ -102,6 +103,63 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         value(tmp_path / "gone", tmp_path / "cache")
     with pytest.raises(UsageError, match=r"empty: no files here ending in \.jpg"):
         value(tmp_path / "empty", tmp_path / "cache")
+
+
+def test_a_root_may_be_a_file_or_a_pattern(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "one")
+
+    def looked(path: Path) -> list[str]:
+        found = fingerprint(ForeignInput("files", (path,)), tmp_path / "cache" / path.name)
+        assert found is not None
+        (listing,) = (tmp_path / "cache" / path.name).glob("*.files.json")
+        return sorted(json.loads(listing.read_bytes()))
+
+    assert looked(folder / "notes.txt") == ["0/notes.txt"]
+    assert looked(folder / "*.txt") == ["0/notes.txt"]
+    assert looked(tmp_path / "o*" / "**" / "*.jpg") == ["0/one/cats/a.jpg"]
+    (folder / "[x].txt").write_bytes(b"a name, not a pattern")
+    assert looked(folder / "[x].txt") == ["0/[x].txt"]
+    with pytest.raises(UsageError, match=r"files:.*\*\.png: no files here$"):
+        looked(folder / "*.png")
+
+
+def test_named_files_count_by_content_and_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are not there: the fingerprint changes when they come."""
+    folder, cache = fill(tmp_path / "one"), tmp_path / "cache"
+    names = {"a": str(folder / "cats/a.jpg"), "gone": str(folder / "gone"), "none": "\0"}
+    listing = Call("somewhere", "names", ("an argument",))
+    source = ForeignInput("table", (folder / "notes.txt",), listing=listing)
+    calls: list[Call] = []
+    reads: list[Path] = []
+    real = provenance.sha256_file
+    monkeypatch.setattr(provenance, "sha256_file", lambda path: (reads.append(path), real(path))[1])
+
+    def look() -> Fingerprint:
+        found = fingerprint(source, cache, call=lambda call: (calls.append(call), (7, names))[1])
+        assert found is not None
+        return found
+
+    first = look()
+    assert (first.files, first.samples, len(reads)) == (4, 7, 2)
+    assert look().value == first.value
+    assert (len(calls), len(reads)) == (2, 2)
+    assert fingerprint(source, cache, look=False) is not None
+    assert calls == [listing, listing], "nothing is parsed where the last look is trusted"
+    (folder / "gone").write_bytes(b"here")
+    second = look()
+    assert second.value != first.value
+    (folder / "cats/a.jpg").write_bytes(b"uno")
+    assert look().value not in (first.value, second.value)
+    assert len(reads) == 4
+
+
+def test_what_a_call_is_given_tells_looks_apart(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "one")
+    calls = [Call("somewhere", "names", (column,)) for column in ("a", "b")]
+    sources = [ForeignInput("table", (folder / "notes.txt",), listing=call) for call in calls]
+    seen = fingerprint(sources[0], tmp_path / "cache", call=lambda _: (1, {"x": str(folder / "b.JPG")}))
+    assert seen is not None
+    assert fingerprint(sources[1], tmp_path / "cache", look=False) is None
 
 
 def test_code_and_environment_are_plain_data() -> None:

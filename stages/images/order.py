@@ -71,6 +71,13 @@ def order(seed: int, epoch: int, length: int) -> Order:
     return Order(seed, epoch, length)
 
 
+def hashed(seed: int, epoch: int, numbers: np.ndarray) -> np.ndarray:
+    """A number from 0 to 2**63 - 1 for each of int64 [n], another one in each epoch."""
+    digest = hashlib.blake2b(f"hashed/{seed}/{epoch}".encode(), digest_size=8).digest()
+    key = np.frombuffer(digest, dtype="<u8").astype(np.uint64)[0]
+    return (_mix(_mix(numbers.astype(np.uint64), key), key) >> np.uint64(1)).astype(np.int64)
+
+
 def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
     """A keyed hash of uint64 [n]: the finaliser of splitmix64 (Steele et al. 2014)."""
     mixed = values + key

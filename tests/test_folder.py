@@ -1,21 +1,21 @@
+"""Folders of images, one or several: classes, splits, and what is left out."""
+
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.datasets import load_digits
+from conftest import RunStage
+from PIL import Image
 
 from pipeline.provenance import fingerprint
 from pipeline.settings import ForeignInput
-from stages.images.candidates import Source
-from stages.images.decode import decode_rgb
-from stages.images.sources import SourceError, describe_left_out, read_digits, read_folder
-from stages.images.splits import draw_splits
+from stages.images import open_shards
+from stages.settings.shard import Shard
+from stages.settings.source import folder_names
+from stages.sources.candidates import Source, SourceError
+from stages.sources.folder import read_folder, read_folders
 
 SUFFIXES = frozenset({".jpg", ".png"})
 
@@ -35,7 +35,7 @@ def read(
 
 
 def listed(source: Source) -> list[tuple[str, str | None, str | None]]:
-    return [(one.key, one.split, one.class_name) for one in source.candidates]
+    return [(one.key, one.split, next(iter(one.labels), None)) for one in source.candidates]
 
 
 def test_the_class_is_the_parent_folder(tmp_path: Path):
@@ -48,7 +48,7 @@ def test_the_class_is_the_parent_folder(tmp_path: Path):
         ("deep/er/a/1.png", None, "a"),
     ]
     assert source.classes == ["a", "b"]
-    assert {one.class_name for one in read(tmp_path, labels="none").candidates} == {None}
+    assert {one.labels for one in read(tmp_path, labels="none").candidates} == {()}
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "validation", "Val"])
@@ -118,7 +118,7 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path):
         file.write(b"here")
     (candidate,) = read(tmp_path).candidates
     assert candidate.key == r"caf\xe9/\xff.jpg"
-    assert candidate.class_name == r"caf\xe9"
+    assert candidate.labels == (r"caf\xe9",)
     assert isinstance(candidate.image, str)
     assert (tmp_path / candidate.image).read_bytes() == b"here"
 
@@ -173,14 +173,6 @@ def test_candidates_are_the_files_of_the_fingerprint(tmp_path: Path):
     assert seen.files == 8
 
 
-def test_what_was_left_out_is_told_by_its_ending():
-    assert describe_left_out(Counter()) == "0 other files left out"
-    left_out = Counter({".txt": 2, ".heic": 1198})
-    assert describe_left_out(left_out) == "1,200 other files left out (.heic 1,198, .txt 2)"
-    many = Counter({f".{letter}": 1 for letter in "abcdefghijkl"})
-    assert describe_left_out(many).endswith("(.a 1, .b 1, .c 1, .d 1, .e 1, .f 1, .g 1, .h 1, others 4)")
-
-
 def test_endings_that_are_none_are_not_repeated(tmp_path: Path):
     write(tmp_path, "1.jpg", "a.\x1b[31m", "b. and so on", "c.averyveryverylongending", "d.HEIC", "e.heic")
     assert read(tmp_path).left_out == {".heic": 2, "of other endings": 3}
@@ -210,57 +202,68 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path):
         read(tmp_path)
 
 
-def test_digits_are_lossless():
-    source = read_digits()
-    images, labels = load_digits(return_X_y=True)
-    assert len(source.candidates) == 1797
-    assert source.classes == list("0123456789")
-    for candidate in source.candidates[::50]:
-        number = int(Path(candidate.key).stem)
-        assert candidate.class_name == str(labels[number])
-        assert isinstance(candidate.image, bytes)
-        pixels = decode_rgb(candidate.image)
-        assert np.array_equal(np.rint(pixels[..., 1] * (16 / 255)), images[number].reshape(8, 8))
+# Several folders
 
 
-# Splits that are drawn
-
-class_lists = st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=200)
-
-
-@given(class_lists, st.floats(0, 0.5), st.floats(0, 0.49), st.integers())
-def test_fractions_hold_for_every_class(classes: list[str | None], test: float, val: float, seed: int):
-    keys = [f"{number}.jpg" for number in range(len(classes))]
-    splits = draw_splits(keys, classes, {"test": test, "val": val}, seed)
-    sizes = Counter(classes)
-    room = {name: size - 1 for name, size in sizes.items()}
-    for split, fraction in (("test", test), ("val", val)):
-        counts = Counter(name for name, its_split in zip(classes, splits, strict=True) if its_split == split)
-        for name, size in sizes.items():
-            assert counts[name] <= size * fraction + 1
-            assert counts[name] > size * fraction - 1 or counts[name] == room[name]
-            room[name] -= counts[name]
-        assert sum(counts.values()) <= round(len(classes) * fraction)
-    in_train = Counter(name for name, split in zip(classes, splits, strict=True) if split == "train")
-    assert all(in_train[name] >= 1 for name in sizes)
+def read_several(roots: list[Path], splits: Literal["given", "drawn"] | None = None) -> Source:
+    return read_folders(roots, folder_names(tuple(roots)), SUFFIXES, "folder", splits)
 
 
-def test_many_small_classes_give_the_whole_fraction():
-    classes = [f"class {number // 4}" for number in range(800)]
-    keys = [str(number) for number in range(800)]
-    splits = Counter(draw_splits(keys, classes, {"test": 0.1, "val": 0.05}, seed=0))
-    assert splits == {"train": 680, "test": 80, "val": 40}
+def test_keys_of_several_folders_begin_with_their_names(tmp_path: Path):
+    write(tmp_path, "one/cats/1.jpg", "one/top.jpg", "two/cats/1.jpg", "two/notes.txt")
+    source = read_several([tmp_path / "two", tmp_path / "one"])
+    assert listed(source) == [
+        ("one/cats/1.jpg", None, "cats"),
+        ("one/top.jpg", None, None),
+        ("two/cats/1.jpg", None, "cats"),
+    ]
+    assert source.left_out == {".txt": 1}
+    assert source.candidates[0].image == str(tmp_path / "one/cats/1.jpg")
 
 
-def test_equal_seeds_draw_equal_splits():
-    keys, classes = [f"{number}" for number in range(100)], [f"{number % 3}" for number in range(100)]
-    first = draw_splits(keys, classes, {"test": 0.3}, seed=1)
-    assert first == draw_splits(keys, classes, {"test": 0.3}, seed=1)
-    assert first != draw_splits(keys, classes, {"test": 0.3}, seed=2)
+def test_folders_of_one_name_are_told_apart():
+    assert folder_names((Path("/a/images"), Path("/b/images"), Path("/b/more"))) == ("a-images", "b-images", "more")
+    assert folder_names((Path("/x/a/i"), Path("/y/a/i"))) == ("x-a-i", "y-a-i")
 
 
-def test_a_few_more_images_move_few_others():
-    keys = [f"{number}" for number in range(1010)]
-    more = draw_splits(keys, ["a"] * 1010, {"test": 0.2}, seed=1)[:1000]
-    fewer = draw_splits(keys[:1000], ["a"] * 1000, {"test": 0.2}, seed=1)
-    assert sum(a != b for a, b in zip(more, fewer, strict=True)) <= 10
+def test_several_folders_agree_on_splits(tmp_path: Path):
+    write(tmp_path, "one/train/a/1.jpg", "one/test/a/1.jpg", "two/train/a/1.jpg", "three/a/1.jpg")
+    both = read_several([tmp_path / "one", tmp_path / "two"])
+    assert listed(both) == [
+        ("one/test/a/1.jpg", "test", "a"),
+        ("one/train/a/1.jpg", "train", "a"),
+        ("two/train/a/1.jpg", "train", "a"),
+    ]
+    with pytest.raises(SourceError, match=r"one has split folders and the other folders of the source have none"):
+        read_several([tmp_path / "one", tmp_path / "three"])
+    assert len(read_several([tmp_path / "one", tmp_path / "three"], splits="drawn").candidates) == 3
+    with pytest.raises(SourceError, match=r"no folder .*gone"):
+        read_several([tmp_path / "one", tmp_path / "gone"])
+
+
+def test_the_fingerprint_of_several_folders_has_their_names(tmp_path: Path):
+    """They begin the keys, and keys are in the index."""
+    write(tmp_path, "one/a/1.jpg", "two/a/1.jpg")
+    settings = Shard.model_validate({"source": (f"folder:{tmp_path}/one", f"folder:{tmp_path}/two")})
+    before = fingerprint(settings.foreign_inputs()["source"], tmp_path / "cache")
+    (tmp_path / "two").rename(tmp_path / "three")
+    settings = Shard.model_validate({"source": (f"folder:{tmp_path}/one", f"folder:{tmp_path}/three")})
+    after = fingerprint(settings.foreign_inputs()["source"], tmp_path / "cache")
+    assert before is not None
+    assert after is not None
+    assert (before.files, after.files) == (2, 2)
+    assert before.value != after.value
+    names = {name for listing in (tmp_path / "cache").glob("*.files.json") for name in json.loads(listing.read_text())}
+    assert names == {"one/a/1.jpg", "two/a/1.jpg", "three/a/1.jpg"}
+
+
+def test_several_folders_become_shards(tmp_path: Path, run_stage: RunStage):
+    for number, path in enumerate(("one/a/1.png", "one/b/1.png", "two/a/1.png", "two/a/2.png")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (50 * number, 0, 0)).save(tmp_path / path)
+    sources = [f"folder:{tmp_path / name}" for name in ("one", "two")]
+    files = run_stage("shard", {"source": sources, "test_fraction": 0.0})
+    shards = open_shards(files, "train")
+    assert shards.keys == ["one/a/1.png", "one/b/1.png", "two/a/1.png", "two/a/2.png"]
+    assert shards.labels.tolist() == [0, 1, 0, 0]
+    assert [int(shards[place].image[0, 0, 0]) for place in range(4)] == [0, 50, 100, 150]

@@ -1,0 +1,222 @@
+"""WebDataset tars from elsewhere: samples are read where they lie, nothing is unpacked."""
+
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.sources.candidates import Absent, Readable, Source, SourceError
+from stages.sources.columns import STANDARD, Columns, Reading, Record, describe, make_candidates
+from stages.sources.files import find_files, splits_of_files
+
+KIND = "wds"
+NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+"""A member's name: the key of its sample, up to the first dot of the last part, and the field (webdataset's
+`base_plus_ext`)."""
+
+LABEL_FIELDS = ("cls", *STANDARD["label"])
+JSON_FIELD = "json"
+OTHER_MEMBERS = "members of tars that belong to no sample"
+SAMPLES_SCANNED = 1000
+"""Of the first tar, to estimate how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A file in a tar: where its bytes lie."""
+
+    path: str
+    offset: int
+    size_bytes: int
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size_bytes)
+        if len(content) != self.size_bytes:
+            raise OSError(f"the tar ends within it ({os.path.basename(self.path)})")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Members that share a key, by field in lower case."""
+
+    key: str
+    members: dict[str, TarMember]
+
+
+def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Source:
+    """Samples of WebDataset tars.
+
+    Args:
+        location: a tar, a folder of tars, or a pattern. Without a split field, tars whose names begin with train, val
+            or test (or that lie in such a folder) are of that split.
+        suffixes: of images. Without a field named for it, the image of a sample is its first with such an ending.
+        reading: its columns are fields: `jpg`, `cls`, `left.png`, and `json.patient` for a key inside `json`.
+
+    Raises:
+        SourceError: no such tar, one that is cut off or damaged, a field that no sample has, or a split that is none.
+    """
+    folder, names = find_files(location, ".tar", KIND)
+    left_out: Counter[str] = Counter()
+    samples = [list(_scan(folder / name, left_out)) for name in names]
+    columns = _choose([one for part in samples for one in part], suffixes, reading, location)
+    splits = [None] * len(names) if columns.split is not None else splits_of_files(names, reading.splits, KIND)
+    records: list[Record] = []
+    places: list[str] = []
+    for name, part, split in zip(names, samples, splits, strict=True):
+        stem = name.removesuffix(".tar")
+        for sample in part:
+            field = _image_field(sample, columns.image, suffixes)
+            image: Readable = (
+                sample.members[field] if field else Absent(f"the sample has no {columns.image or 'image'}")
+            )
+            key = f"{stem}/{sample.key}" + (f".{field}" if field else "")
+            values: dict[str, Any] = {"split": split} | _values(sample, columns, f"{name}, sample {sample.key}")
+            records.append(Record(key, image, **values))
+            places.append(f"{name}, sample {sample.key}")
+    candidates, remarks = make_candidates(records, columns, reading, lambda number: places[number])
+    return Source(None, candidates, left_out, tuple(remarks), (describe(columns).replace("columns", "fields"),))
+
+
+def count_tars(location: str, suffixes: Sequence[str], image_field: str | None) -> tuple[int, dict[str, str]]:
+    """Roughly how many samples tars have, by the beginning of the first; they name no other files."""
+    folder, names = find_files(Path(location), ".tar", KIND)
+    counted, size_bytes = 0, 1
+    for sample in _scan(folder / names[0], Counter()):
+        counted += _image_field(sample, image_field, frozenset(suffixes)) is not None
+        size_bytes = max(one.offset + one.size_bytes for one in sample.members.values())
+        if counted == SAMPLES_SCANNED:
+            break
+    return round(counted * sum((folder / name).stat().st_size for name in names) / size_bytes), {}
+
+
+def _scan(path: Path, left_out: Counter[str]) -> Iterator[_Sample]:
+    """The samples of a tar: members one after another that share a key, as webdataset groups them.
+
+    tarfile takes a header that it cannot read for the end; so where it stops is held against the file.
+    """
+    sample: _Sample | None = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # or they stay in memory, all of them  # pyrefly: ignore
+                match = NAME.fullmatch(member.name)
+                if not member.isreg() or member.issparse() or match is None:
+                    left_out[OTHER_MEMBERS] += not member.isdir()
+                    continue
+                key, field = match[1].removeprefix("./"), match[2].lower()
+                if sample is None or sample.key != key or field in sample.members:
+                    if sample is not None:
+                        yield sample
+                    sample = _Sample(key, {})
+                sample.members[field] = TarMember(os.path.abspath(path), member.offset_data, member.size)
+            end = tar.offset
+        _check_end(path, end)
+    except (OSError, tarfile.TarError) as error:
+        hint = " (a compressed tar has to be unpacked first)" if _is_compressed(path) else ""
+        raise SourceError(f"{path} cannot be read as a tar: {error}{hint}") from error
+    if sample is not None:
+        yield sample
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Raise where something other than zeros lies behind the last member, or nothing at all."""
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.BLOCKSIZE)
+        if len(rest) < tarfile.BLOCKSIZE:
+            raise SourceError(f"{path} is cut off after {path.stat().st_size:,} bytes: fetch it again")
+        while rest:
+            if rest.count(0) != len(rest):
+                raise SourceError(f"{path} is damaged, or several tars in one, from byte {end:,} on: fetch it again")
+            rest = file.read(2**20)
+
+
+def _is_compressed(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+    except OSError:
+        return False
+
+
+def _choose(samples: Sequence[_Sample], suffixes: frozenset[str], reading: Reading, location: Path) -> Columns:
+    """The fields to read; image stays None where it is the first known ending."""
+    if not samples:
+        raise SourceError(f"{KIND}:{location}: no sample in these tars")
+    present = Counter(field for one in samples for field in one.members)
+    listed = ", ".join(field for field, _ in present.most_common())
+    wanted = reading.columns.named()
+    for role, name in wanted.items():
+        field = JSON_FIELD if role != "image" and name.startswith(f"{JSON_FIELD}.") else name.lower()
+        if field not in present:
+            raise SourceError(
+                f"{KIND}:{location}: no sample has a field {name!r} (columns.{role}); there are: {listed}"
+            )
+    if "image" not in wanted and not any(_image_field(one, None, suffixes) for one in samples):
+        raise SourceError(
+            f"{KIND}:{location}: no field is known to be an image; name it in columns.image, of: {listed}"
+        )
+    chosen: dict[str, str | None] = {"image": wanted.get("image")}
+    for role, standard in (("split", STANDARD["split"]), ("group", STANDARD["group"])):
+        chosen[role] = wanted.get(role, next((name for name in standard if name in present), None))
+    if reading.labels:
+        chosen["label"] = wanted.get("label")
+        chosen["labels"] = wanted.get("labels")
+        if "label" not in wanted and "labels" not in wanted:
+            chosen["label"] = next((name for name in LABEL_FIELDS if name in present), None)
+            if chosen["label"] is None:
+                chosen["labels"] = next((name for name in STANDARD["labels"] if name in present), None)
+    if reading.splits == "drawn":
+        chosen["split"] = None
+    elif reading.split_values is not None and chosen["split"] is None:
+        raise SourceError(
+            f"split_values: {KIND}:{location} has no split field; name one in columns.split, of: {listed}"
+        )
+    return Columns(**chosen)
+
+
+def _image_field(sample: _Sample, wanted: str | None, suffixes: frozenset[str]) -> str | None:
+    if wanted is not None:
+        return wanted.lower() if wanted.lower() in sample.members else None
+    return next((field for field in sample.members if f".{field.rpartition('.')[2]}" in suffixes), None)
+
+
+def _values(sample: _Sample, columns: Columns, place: str) -> dict[str, Any]:
+    """By role, what the sample's fields say."""
+    values: dict[str, Any] = {}
+    parsed: Any = None
+    for role, name in columns.named().items():
+        if role == "image":
+            continue
+        within = name.removeprefix(f"{JSON_FIELD}.") if name.startswith(f"{JSON_FIELD}.") else None
+        member = sample.members.get(JSON_FIELD if within is not None else name.lower())
+        if member is None:
+            continue
+        if within is None:
+            values[role] = member.read()
+            continue
+        parsed = _parse(member, place) if parsed is None else parsed
+        values[role] = _within(parsed, within)
+    return values
+
+
+def _parse(member: TarMember, place: str) -> Any:
+    try:
+        return json.loads(member.read())
+    except ValueError as error:
+        raise SourceError(f"{place}: its json cannot be read: {error}") from error
+
+
+def _within(value: Any, path: str) -> Any:
+    """What stands at `a.b` in {"a": {"b": 1}}; None where nothing does."""
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

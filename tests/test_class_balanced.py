@@ -1,0 +1,96 @@
+"""Which samples make a batch: class-balanced batches, and schedules over some samples only."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.images.schedule import Among, ClassBalanced, Shuffled
+
+UNBALANCED = np.repeat([0, 1, 2, 3, 5, 6, 9], [1, 2, 3, 40, 41, 57, 100])[np.random.default_rng(0).permutation(244)]
+
+
+def blocks(schedule: ClassBalanced, labels: np.ndarray, images: int, epoch: int = 0) -> np.ndarray:
+    """Positions of an epoch: [steps, P, K], each block of one class."""
+    steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+    found = np.stack([schedule.positions(step) for step in steps])
+    found = found.reshape(len(found), -1, images)
+    assert (labels[found] == labels[found][:, :, :1]).all(), "the images of a class stand side by side"
+    return found
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(0, 7), min_size=2, max_size=150).map(np.array),
+    st.integers(1, 8),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+)
+def test_batches_are_p_different_classes_with_k_images(
+    labels: np.ndarray, classes: int, images: int, seed: int
+) -> None:
+    classes = min(classes, len(np.unique(labels)))
+    schedule = ClassBalanced(seed, labels, classes, images)
+    assert schedule.steps_per_epoch == max(1, len(labels) // (classes * images))
+    for epoch in (0, 3):
+        found = blocks(schedule, labels, images, epoch)
+        assert found.shape[1] == classes
+        for batch in labels[found][:, :, 0]:
+            assert len(set(batch)) == classes
+        counts = np.bincount(labels)
+        for block in found.reshape(-1, images):
+            there = counts[labels[block[0]]]
+            assert len(set(block)) == min(images, there), "no image comes again before all of its class were there"
+            assert np.bincount(block, minlength=len(labels)).max() == -(-images // there)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(1, 7), st.integers(1, 5), st.integers(0, 9))
+def test_classes_come_equally_often_and_so_do_their_images(seed: int, classes: int, images: int, epoch: int) -> None:
+    found = blocks(ClassBalanced(seed, UNBALANCED, classes, images), UNBALANCED, images, epoch)
+    visits = np.bincount(UNBALANCED[found][:, :, 0].ravel(), minlength=10)[np.unique(UNBALANCED)]
+    assert visits.max() - visits.min() <= 1
+    drawn = np.bincount(found.ravel(), minlength=len(UNBALANCED))
+    for label in np.unique(UNBALANCED):
+        of_class = drawn[label == UNBALANCED]
+        if len(of_class) >= images:
+            assert of_class.max() - of_class.min() <= 1
+
+
+def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+    one, other = (ClassBalanced(4, UNBALANCED, 3, 4) for _ in range(2))
+    steps = 3 * one.steps_per_epoch
+    forwards = [one.positions(step).tolist() for step in range(steps)]
+    backwards = [other.positions(step).tolist() for step in reversed(range(steps))]
+    assert forwards == backwards[::-1]
+    per_epoch = one.steps_per_epoch
+    assert forwards[:per_epoch] != forwards[per_epoch : 2 * per_epoch]
+    assert forwards != [ClassBalanced(5, UNBALANCED, 3, 4).positions(step).tolist() for step in range(steps)]
+
+
+def test_over_epochs_every_image_has_its_turn() -> None:
+    schedule = ClassBalanced(0, UNBALANCED, 3, 4)
+    drawn = np.bincount(
+        np.concatenate([schedule.positions(step) for step in range(40 * schedule.steps_per_epoch)]), minlength=244
+    )
+    largest = drawn[UNBALANCED == 9]  # of 100 images some 34 an epoch
+    assert largest.min() > 0
+    assert 2 < largest.std() < 4  # binomial: 3
+
+
+def test_the_batches_stay_what_they_were() -> None:
+    """Changed ones would silently change every training run."""
+    assert ClassBalanced(0, UNBALANCED, 2, 3).positions(17).tolist() == [193, 37, 33, 162, 168, 36]
+
+
+@pytest.mark.parametrize("classes", [0, 8])
+def test_more_classes_than_there_are_is_refused(classes: int) -> None:
+    with pytest.raises(ValueError, match="1 to 7"):
+        ClassBalanced(0, UNBALANCED, classes, 2)
+
+
+def test_a_schedule_among_some_samples_gives_their_positions() -> None:
+    chosen = np.array([3, 8, 21, 40, 41])
+    schedule = Among(chosen, Shuffled(2, 5, 2))
+    assert schedule.steps_per_epoch == 2
+    assert schedule.positions(3).tolist() == chosen[Shuffled(2, 5, 2).positions(3)].tolist()
