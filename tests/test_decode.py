@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImageSequence
 
-from stages.images.decode import MAX_PIXELS, UnreadableImage, capped_size, decode, decode_rgb, decode_stored
+from stages.images.decode import capped_size, decode, decode_rgb, decode_stored
 from stages.images.encode import Storage, encode
+from stages.images.reading import MAX_PIXELS, Reading, UnreadableImage
 
 WHITE = (255, 255, 255)
+RGB = Reading()
 LARGE = Storage(max_short_side=512, max_long_side=1024, jpeg_quality=95, background=WHITE)
 
 
@@ -60,7 +62,7 @@ def over(background: tuple[int, int, int], colour: np.ndarray, alpha: np.ndarray
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"keep_rgb": True}])
 def test_a_plain_jpeg_is_exact(options: dict[str, object]):
     content = jpeg(picture(), **options)
-    image = decode(content, WHITE)
+    image = decode(content, RGB)
     assert image.is_jpeg
     assert image.is_exact
     assert np.array_equal(image.pixels, np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
@@ -68,7 +70,7 @@ def test_a_plain_jpeg_is_exact(options: dict[str, object]):
 
 def test_a_grey_jpeg_becomes_rgb():
     content = jpeg(picture()[..., 0])
-    image = decode(content, WHITE)
+    image = decode(content, RGB)
     assert image.is_exact
     assert image.pixels.shape == (24, 17, 3)
     assert np.array_equal(image.pixels[..., 0], image.pixels[..., 2])
@@ -80,7 +82,7 @@ def test_orientation_is_applied(kind: str, orientation: int):
     content = with_orientation(kind, orientation)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
     assert expected.shape[:2] == ((24, 17) if orientation < 5 else (17, 24))
-    image = decode(content, WHITE)
+    image = decode(content, RGB)
     assert np.array_equal(image.pixels, expected)
     assert image.is_exact == (kind == "JPEG" and orientation == 1)
 
@@ -236,7 +238,7 @@ def test_what_viewers_overlook_is_accepted_but_encoded_again():
     with_rubbish = content[:-2] + b"abc" * 10 + content[-2:]
     with pytest.raises(ValueError, match=r"\d\d extraneous bytes"):
         simplejpeg.decode_jpeg(with_rubbish)
-    image = decode(with_rubbish, WHITE)
+    image = decode(with_rubbish, RGB)
     assert not image.is_exact
     assert np.array_equal(image.pixels, decode_rgb(content))
     stored = encode(with_rubbish, LARGE)
@@ -247,7 +249,7 @@ def test_what_viewers_overlook_is_accepted_but_encoded_again():
 def test_decode_stored_fills_a_buffer():
     content = jpeg(picture())
     buffer = np.zeros((2, 24, 17, 3), np.uint8)
-    pixels = decode_stored(memoryview(content), is_jpeg=True, buffer=buffer[1])
+    pixels = decode_stored(memoryview(content), "jpg", buffer=buffer[1])
     assert np.shares_memory(pixels, buffer)
     assert np.array_equal(buffer[1], decode_rgb(content))
     assert not buffer[0].any()
@@ -275,7 +277,7 @@ def test_a_jpeg_that_needs_a_change_stays_a_jpeg(subsampling: str):
     assert stored.format == "jpg"
     assert b"Exif" not in stored.content
     assert stored.pixels.shape == (40, 60, 3)
-    assert np.array_equal(stored.pixels, decode_stored(stored.content, is_jpeg=True))
+    assert np.array_equal(stored.pixels, decode_stored(stored.content, "jpg"))
     assert simplejpeg.decode_jpeg_header(stored.content)[3] == subsampling.replace(":", "")
     assert np.abs(stored.pixels.astype(int) - decode_rgb(content)).mean() < 8
 
@@ -293,7 +295,7 @@ def test_better_quality_is_closer():
 def test_lossless_stays_lossless(kind: str):
     stored = encode(saved(Image.fromarray(picture()), kind), LARGE)
     assert stored.format == "png"
-    assert np.array_equal(decode_stored(stored.content, is_jpeg=False), picture())
+    assert np.array_equal(decode_stored(stored.content, "png"), picture())
     assert np.array_equal(stored.pixels, picture())
 
 
@@ -303,7 +305,7 @@ def test_large_images_are_scaled_down(kind: str):
     stored = encode(content, Storage(max_short_side=100, max_long_side=120, jpeg_quality=95, background=WHITE))
     assert stored.pixels.shape == (120, 80, 3)
     assert not stored.is_copied
-    assert np.array_equal(stored.pixels, decode_stored(stored.content, is_jpeg=kind == "JPEG"))
+    assert np.array_equal(stored.pixels, decode_stored(stored.content, "jpg" if kind == "JPEG" else "png"))
 
 
 @pytest.mark.parametrize("size", [(101, 50), (399, 400), (700, 500), (1601, 1203)])
@@ -311,7 +313,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(size: tuple[in
     rows, columns = np.mgrid[: size[0], : size[1]]
     smooth = 127 + 100 * np.sin(rows / size[0] * 9)[..., None] * np.cos(columns / size[1] * 7)[..., None]
     content = jpeg(np.repeat(smooth, 3, axis=2).astype(np.uint8))
-    whole, reduced = decode(content, WHITE), decode(content, WHITE, (100, 100))
+    whole, reduced = decode(content, RGB), decode(content, RGB, (100, 100))
     height, width = capped_size(*size, 100, 100)
     assert reduced.is_exact == (size[0] <= 200)
     assert min(size[0], 2 * height) <= reduced.pixels.shape[0] <= size[0]

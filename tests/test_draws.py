@@ -86,6 +86,14 @@ def test_views_of_a_sample_do_not_depend_on_their_number() -> None:
     assert equal(draw(policy(), 0, ids, 0, sizes, views=5)[torch.arange(100)], draw(policy(), 0, ids, 0, sizes))
 
 
+def test_each_sample_may_have_an_epoch_of_its_own() -> None:
+    ids, sizes, epochs = torch.arange(20) // 2, mixed_sizes(20), torch.arange(20) % 3 + 2**31
+    drawn = draw(policy(), 5, ids, epochs, sizes, views=1)
+    for row in range(20):
+        one = slice(row, row + 1)
+        assert equal(drawn[one], draw(policy(), 5, ids[one], int(epochs[row]), sizes[one], views=1))
+
+
 def test_bits_stay_as_they_were() -> None:
     """Golden values: whoever changes them changes every later run, and raises the stage versions."""
     drawn = draw(policy(), 42, torch.tensor([123_456_789_012]), 7, torch.tensor([[333, 500]]))

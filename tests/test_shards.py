@@ -18,11 +18,11 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from stages.images import DamagedShard, open_shards, packing
-from stages.images.candidates import Candidate
 from stages.images.decode import decode_rgb
 from stages.images.encode import Storage
 from stages.images.index import Row, rows_table, write_index, write_summary
-from stages.images.packing import Chunk, Packed, PixelSums, cut, join, make_chunks, pack, pack_chunk, pixel_sums
+from stages.images.packing import Chunk, Packed, PixelSums, cut, join, make_chunks, pack, pack_chunk
+from stages.sources.candidates import Candidate
 
 STORAGE = Storage(max_short_side=64, max_long_side=64, jpeg_quality=95, background=(255, 255, 255))
 
@@ -36,7 +36,10 @@ def image_file(pixels: np.ndarray, kind: str) -> bytes:
 def write_shards(folder: Path, images: list[tuple[bytes, str | None]], images_per_shard: int = 100) -> list[Packed]:
     """Shards of a training split, from (image file, class)."""
     folder.mkdir(parents=True, exist_ok=True)
-    candidates = [Candidate(f"{number:03d}", content, "train", name) for number, (content, name) in enumerate(images)]
+    candidates = [
+        Candidate(f"{number:03d}", content, "train", () if name is None else (name,))
+        for number, (content, name) in enumerate(images)
+    ]
     classes = sorted({name for _, name in images if name is not None})
     chunks = make_chunks(
         candidates,
@@ -285,8 +288,7 @@ def test_a_newer_format_is_refused(damageable: Path):
 def test_statistics_are_those_of_all_pixels(images: list[np.ndarray]):
     sums = PixelSums()
     for pixels in images:
-        values, squares = pixel_sums(pixels).tolist()
-        sums += PixelSums(pixels.shape[0] * pixels.shape[1], tuple(values), tuple(squares))
+        sums += PixelSums.of(pixels)
     everything = np.concatenate([pixels.reshape(-1, 3) for pixels in images]) / 255
     assert sums.pixels == len(everything)
     assert np.allclose(sums.mean(), everything.mean(axis=0), rtol=0, atol=1e-12)
@@ -294,9 +296,9 @@ def test_statistics_are_those_of_all_pixels(images: list[np.ndarray]):
 
 
 def test_statistics_of_large_images_do_not_overflow():
-    values, squares = pixel_sums(np.full((1100, 1000, 3), 255, np.uint8)).tolist()
-    assert values == [255 * 1_100_000] * 3
-    assert squares == [255**2 * 1_100_000] * 3
+    sums = PixelSums.of(np.full((1100, 1000, 3), 255, np.uint8))
+    assert sums.values == (255 * 1_100_000,) * 3
+    assert sums.squares == (255**2 * 1_100_000,) * 3
 
 
 def test_a_chunk_without_a_readable_image_leaves_no_tar(tmp_path: Path):
@@ -310,8 +312,8 @@ def test_a_chunk_without_a_readable_image_leaves_no_tar(tmp_path: Path):
 
 
 def write_rejected(folder: Path, contents: list[bytes]) -> list[Packed]:
-    candidates = [Candidate(f"{number:03d}", content, None, None) for number, content in enumerate(contents)]
-    chunk = Chunk(folder / "train-000000.tar", "train", 0, candidates, [-1] * len(candidates), None, STORAGE)
+    candidates = [Candidate(f"{number:03d}", content) for number, content in enumerate(contents)]
+    chunk = Chunk(folder / "train-000000.tar", "train", 0, candidates, [()] * len(candidates), None, STORAGE)
     return [pack_chunk(chunk, lambda count: None)]
 
 
@@ -323,8 +325,8 @@ def chunks_of_one_file(folder: Path, content: bytes, lengths: list[int]) -> list
             folder / f"train-{number:06d}.tar",
             "train",
             0,
-            [Candidate(str(place), "image", None, None) for place in range(length)],
-            [-1] * length,
+            [Candidate(str(place), "image") for place in range(length)],
+            [()] * length,
             folder,
             storage,
         )
@@ -333,8 +335,8 @@ def chunks_of_one_file(folder: Path, content: bytes, lengths: list[int]) -> list
 
 
 def test_a_file_that_cannot_be_opened_is_rejected(tmp_path: Path):
-    candidate = Candidate("gone.jpg", "gone.jpg", None, None)
-    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, [candidate], [-1], tmp_path, STORAGE)
+    candidate = Candidate("gone.jpg", "gone.jpg")
+    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, [candidate], [()], tmp_path, STORAGE)
     packed = pack_chunk(chunk, lambda count: None)
     assert [tuple(one) for one in packed.rejected] == [("gone.jpg", "cannot be opened: No such file or directory")]
 
@@ -344,8 +346,8 @@ def test_parts_joined_are_the_tar(tmp_path: Path, length: int):
     images = [(b"broken", None), *mixed_images(), (b"broken", None)]
     for place in (4, 11, 12):
         images[place] = b"", None
-    candidates = [Candidate(f"{number:03d}", content, None, None) for number, (content, _) in enumerate(images)]
-    labels = [number % 4 - 1 for number in range(len(images))]
+    candidates = [Candidate(f"{number:03d}", content) for number, (content, _) in enumerate(images)]
+    labels = [() if number % 4 == 0 else (number % 4 - 1,) for number in range(len(images))]
     chunk = Chunk(tmp_path / "train-000000.tar", "train", 70, candidates, labels, None, STORAGE)
     whole = pack_chunk(chunk, lambda count: None)
     content = chunk.path.read_bytes()
@@ -359,8 +361,8 @@ def test_parts_joined_are_the_tar(tmp_path: Path, length: int):
 
 
 def test_parts_without_a_readable_image_leave_no_tar(tmp_path: Path):
-    candidates = [Candidate(str(number), b"", None, None) for number in range(3)]
-    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, candidates, [-1] * 3, None, STORAGE)
+    candidates = [Candidate(str(number), b"") for number in range(3)]
+    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, candidates, [()] * 3, None, STORAGE)
     joined = join(chunk, [pack_chunk(part, lambda count: None) for part in cut(chunk, 2)])
     assert (joined.rows.num_rows, len(joined.rejected)) == (0, 3)
     assert list(tmp_path.iterdir()) == []

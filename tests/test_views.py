@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as published
 
 from stages.views import (
+    OtherChannels,
     Parameters,
     Policy,
     PolicyError,
@@ -226,7 +227,10 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="images must be uint8"):
         views(images.float(), ids, 0)
     with pytest.raises(ValueError, match="images must be uint8"):
+        views(images[:, 0], ids, 0)
+    with pytest.raises(OtherChannels, match="the images have 1 channels, and the view is for 3") as error:
         views(images[:, :1], ids, 0)
+    assert error.value.exit_code == 2
     with pytest.raises(ValueError, match="one id an image"):
         views(images, ids[:2], 0)
     with pytest.raises(ValueError, match=r"sizes must be int64 \[B, 2\]"):
@@ -254,3 +258,10 @@ def test_evaluation_of_small_images_at_their_own_size_is_the_image() -> None:
     images = images_like_photographs(4, 32, 32)
     ours = evaluation_view(images, None, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     torch.testing.assert_close(ours, images / 255, rtol=0, atol=1e-6)
+
+
+def test_a_single_view_is_the_first_of_two() -> None:
+    images, ids = images_like_photographs(5, 40, 50), torch.arange(5)
+    pair, single = (load(policy(), 3, views=views)(images, ids, 2) for views in (2, 1))
+    assert single.shape == (1, 5, 3, 32, 32)
+    assert torch.allclose(single[0], pair[0], atol=ONE_LEVEL)

@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("format", pa.string()),
         ("label", pa.int32()),
+        ("labels", pa.list_(pa.int32())),
+        ("group", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("xxh3", pa.uint64()),
@@ -44,10 +46,13 @@ class Row(NamedTuple):
     """A sample in the index.
 
     Attributes:
-        split, shard, key: split, file name of the tar, path of the image relative to the source.
+        split, shard, key: split, file name of the tar, path of the image relative to the source; of a tile,
+            `path#top,left`.
         offset, size: place of the image's bytes in the tar.
-        format: `jpg` or `png`.
-        label: position in the list of classes, NO_LABEL without one.
+        format: `jpg`, `png`, or `npy` where images have neither 1 nor 3 channels.
+        label: position in the list of classes; NO_LABEL without one, and where there are several.
+        labels: all positions in the list of classes, increasing.
+        group: what the sample shares with others of its patient, video or parent image; None where none is declared.
         height, width: in pixels.
         xxh3: 64-bit hash of the image's bytes.
     """
@@ -59,6 +64,8 @@ class Row(NamedTuple):
     size: int
     format: str
     label: int
+    labels: Sequence[int]
+    group: str | None
     height: int
     width: int
     xxh3: int
@@ -71,6 +78,13 @@ def rows_table(rows: Sequence[Row]) -> pa.Table:
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
+
+
+def describe_groups_and_labels(index: pa.Table) -> dict[str, Any]:
+    """For shards.json, of all splits: how many groups are declared (None: none), and if a sample has several labels."""
+    groups = len(index["group"].drop_null().unique())
+    labels = [chunk.value_lengths().to_numpy() for chunk in index["labels"].chunks]
+    return {"groups": groups or None, "several_labels": any((lengths > 1).any() for lengths in labels)}
 
 
 def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:

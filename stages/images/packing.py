@@ -3,6 +3,7 @@
 Several processes write parts of a tar, which are joined: a tar is its members, one after another.
 """
 
+import json
 import math
 import multiprocessing
 import os
@@ -23,10 +24,11 @@ import pyarrow as pa
 import xxhash
 from webdataset.writer import TarWriter
 
-from stages.images.candidates import SPLITS, Candidate
 from stages.images.decode import UnreadableImage
-from stages.images.encode import Storage, encode
+from stages.images.encode import Storage, Stored, encode_samples
 from stages.images.index import NO_LABEL, Row, padded, rows_table, tar_size
+from stages.images.tiles import Corner
+from stages.sources.candidates import SPLITS, Candidate
 
 PROCESSES_FROM = 2_000
 PROCESSES_FROM_BYTES = 100_000_000
@@ -50,7 +52,7 @@ class Chunk:
     Attributes:
         path: the tar to write.
         first_number: number of the first candidate; numbers are the keys in the tar.
-        labels: of each candidate, NO_LABEL without one.
+        labels: of each candidate: increasing positions in the list of classes, none without a label.
         root: folder that the candidates' files are relative to.
     """
 
@@ -58,20 +60,41 @@ class Chunk:
     split: str
     first_number: int
     candidates: list[Candidate]
-    labels: list[int]
+    labels: list[tuple[int, ...]]
     root: Path | None
     storage: Storage
 
 
 @dataclass(frozen=True)
 class PixelSums:
-    """Exact sums over pixels, by channel: equal however images are grouped."""
+    """Exact sums of values and of their squares over pixels, by channel: equal however images are grouped.
+
+    Without channels, which is nothing, it can be added to any other.
+    """
 
     pixels: int = 0
-    values: tuple[int, ...] = (0, 0, 0)
-    squares: tuple[int, ...] = (0, 0, 0)
+    values: tuple[int, ...] = ()
+    squares: tuple[int, ...] = ()
+
+    @classmethod
+    def of_none(cls, channels: int) -> "PixelSums":
+        """Of no pixels yet."""
+        return cls(0, (0,) * channels, (0,) * channels)
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "PixelSums":
+        """Of one image, uint8 [H, W, C]."""
+        flat = pixels.reshape(-1, pixels.shape[2])
+        values, squares = np.zeros((2, pixels.shape[2]), dtype=np.int64)
+        for start in range(0, len(flat), 2**20):  # in parts: int64 takes eight times the memory
+            channels = flat[start : start + 2**20].T.astype(np.int64, order="C")
+            values += channels.sum(axis=1)
+            squares += np.einsum("cp,cp->c", channels, channels)
+        return cls(len(flat), tuple(values.tolist()), tuple(squares.tolist()))
 
     def __add__(self, other: "PixelSums") -> "PixelSums":
+        if not (self.values and other.values):
+            return self if self.values else other
         return PixelSums(
             self.pixels + other.pixels,
             tuple(a + b for a, b in zip(self.values, other.values, strict=True)),
@@ -92,13 +115,22 @@ class PixelSums:
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of a chunk: index rows of its samples, rejected images, pixel sums, images copied unchanged."""
+    """What became of a chunk.
+
+    Attributes:
+        rows: of the index, a sample each.
+        rejected: images that could not be used.
+        sums: over the training samples' pixels.
+        copied: samples that are their image's own bytes.
+        images: candidates that gave samples; with tiles fewer than samples.
+    """
 
     chunk: Chunk
     rows: pa.Table
     rejected: list[Rejected]
     sums: PixelSums
     copied: int
+    images: int
 
 
 def make_chunks(
@@ -118,14 +150,14 @@ def make_chunks(
         splits: of each candidate.
         classes: sorted names; a label is a position in them.
     """
-    label_of: dict[str | None, int] = {name: label for label, name in enumerate(classes)} | {None: NO_LABEL}
+    label_of = {name: label for label, name in enumerate(classes)}
     chunks = []
     number = 0
     for split in SPLITS:
         members = [one for one, its_split in zip(candidates, splits, strict=True) if its_split == split]
         for shard, start in enumerate(range(0, len(members), images_per_shard)):
             part = members[start : start + images_per_shard]
-            labels = [label_of[one.class_name] for one in part]
+            labels = [tuple(sorted({label_of[name] for name in one.labels})) for one in part]
             path = folder / f"{split}-{shard:06d}.tar"
             chunks.append(Chunk(path, split, number, part, labels, root, storage))
             number += len(part)
@@ -148,62 +180,62 @@ def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
     """Write one tar, or none where no image can be read."""
     rows: list[Row] = []
     rejected: list[Rejected] = []
-    pixels, sums = 0, np.zeros((2, 3), dtype=np.int64)
-    copied = 0
+    sums = PixelSums.of_none(chunk.storage.channels)
+    images = copied = 0
     # A fixed time (TarWriter's owners are fixed): equal samples give equal bytes.
     with (
         chunk.path.open("wb") as file,
         TarWriter(file, encoder=False, compress=False, mtime=0) as writer,
     ):
-        for place, (candidate, label) in enumerate(zip(chunk.candidates, chunk.labels, strict=True)):
+        for place, candidate in enumerate(chunk.candidates):
             try:
-                stored = encode(_read(candidate, chunk.root), chunk.storage)
+                for corner, stored in encode_samples(_read(candidate, chunk.root), chunk.storage):
+                    rows.append(_write(writer, chunk, place, corner, stored))
+                    if chunk.split == "train":
+                        sums += PixelSums.of(stored.pixels)
+                    copied += stored.is_copied
+                images += 1
             except UnreadableImage as error:
                 rejected.append(Rejected(candidate.key, str(error)))
-                advance(1)
-                continue
-            sample = {"__key__": f"{chunk.first_number + place:09d}", stored.format: stored.content}
-            if label != NO_LABEL:
-                sample["cls"] = str(label).encode()
-            writer.write(sample)
-            size = len(stored.content)
-            # `cls` comes before `jpg` and `png`, so the image is the last that was written.
-            offset = writer.tarstream.offset - padded(size)
-            height, width = stored.pixels.shape[:2]
-            digest = xxhash.xxh3_64_intdigest(stored.content)
-            name = chunk.path.name
-            rows.append(
-                Row(chunk.split, name, candidate.key, offset, size, stored.format, label, height, width, digest)
-            )
-            if chunk.split == "train":
-                pixels += height * width
-                sums += pixel_sums(stored.pixels)
-            copied += stored.is_copied
             advance(1)
     if not rows:
         chunk.path.unlink()
-    return Packed(chunk, rows_table(rows), rejected, PixelSums(pixels, *map(tuple, sums.tolist())), copied)
+    return Packed(chunk, rows_table(rows), rejected, sums, copied, images)
 
 
-def pixel_sums(pixels: np.ndarray) -> np.ndarray:
-    """Sums of values and of their squares over one image, uint8 [H, W, 3] -> int64 [2, 3]."""
-    flat = pixels.reshape(-1, 3)
-    total = np.zeros((2, 3), dtype=np.int64)
-    for start in range(0, len(flat), 2**20):  # in parts: int64 takes eight times the memory
-        channels = flat[start : start + 2**20].T.astype(np.int64, order="C")
-        total[0] += channels.sum(axis=1)
-        total[1] += np.einsum("cp,cp->c", channels, channels)
-    return total
+def _write(writer: TarWriter, chunk: Chunk, place: int, corner: Corner | None, stored: Stored) -> Row:
+    """Write a sample of the candidate at `place`; its row. A tile has its corner in the key and its image as group."""
+    candidate, labels = chunk.candidates[place], chunk.labels[place]
+    name, key, group = f"{chunk.first_number + place:09d}", candidate.key, candidate.group
+    if corner is not None:
+        name, key = f"{name}-{corner[0]}-{corner[1]}", f"{key}#{corner[0]},{corner[1]}"
+        group = candidate.key if group is None else group
+    sample = {"__key__": name, stored.format: stored.content}
+    label = labels[0] if len(labels) == 1 else NO_LABEL
+    if label != NO_LABEL:
+        sample["cls"] = str(label).encode()
+    elif labels:
+        sample["classes.json"] = json.dumps(labels).encode()
+    writer.write(sample)
+    size = len(stored.content)
+    # `cls` and `classes.json` come before the names of images, so the image is the last that was written.
+    offset = writer.tarstream.offset - padded(size)
+    height, width = stored.pixels.shape[:2]
+    digest = xxhash.xxh3_64_intdigest(stored.content)
+    place_in_tar = (chunk.path.name, key, offset, size, stored.format)
+    return Row(chunk.split, *place_in_tar, label, labels, group, height, width, digest)
 
 
 def _read(candidate: Candidate, root: Path | None) -> bytes:
     if isinstance(candidate.image, bytes):
         return candidate.image
     try:
+        if not isinstance(candidate.image, str):
+            return candidate.image.read()
         with open(os.path.join(root or "", candidate.image), "rb") as file:
             return file.read()
     except OSError as error:
-        raise UnreadableImage(f"cannot be opened: {error.strerror}") from error
+        raise UnreadableImage(f"cannot be opened: {error.strerror or error}") from error
 
 
 # Several processes
@@ -220,6 +252,8 @@ def _is_large(chunks: Sequence[Chunk]) -> bool:
 def _size(candidate: Candidate, root: Path | None) -> int:
     if isinstance(candidate.image, bytes):
         return len(candidate.image)
+    if not isinstance(candidate.image, str):
+        return candidate.image.size_bytes
     try:
         return os.stat(os.path.join(root or "", candidate.image)).st_size
     except OSError:
@@ -268,6 +302,7 @@ def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
         [image for part in parts for image in part.rejected],
         sum((part.sums for part in parts), PixelSums()),
         sum(part.copied for part in parts),
+        sum(part.images for part in parts),
     )
 
 

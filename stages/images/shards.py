@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 import xxhash
 from torch import Tensor
@@ -20,7 +21,7 @@ THREADS_FROM_PIXELS = 96 * 96
 
 
 class Sample(NamedTuple):
-    """One image. image: uint8 [3, H, W]; label: -1 without one; sample_id: position in the index of all splits."""
+    """One image. image: uint8 [C, H, W]; label: -1 without one; sample_id: position in the index of all splits."""
 
     image: Tensor
     label: int
@@ -32,8 +33,8 @@ class Batch(NamedTuple):
     """Images on a common canvas.
 
     Attributes:
-        images: uint8 [B, 3, H, W], channels last in memory; each image in the upper left corner, zeros around it.
-        labels: int64 [B], -1 without one.
+        images: uint8 [B, C, H, W], channels last in memory; each image in the upper left corner, zeros around it.
+        labels: int64 [B], -1 without one, or with several.
         sizes: int64 [B, 2], height and width of each image.
         sample_ids: int64 [B].
     """
@@ -48,7 +49,11 @@ class Shards:
     """The samples of one split, by position. Any number of threads may read at once.
 
     Attributes:
-        labels: int64 [n], -1 without one.
+        labels: int64 [n], -1 without one, or with several (see `label_lists`).
+        groups: int64 [n], equal for samples of one group (a patient, a video, the tiles of an image); a sample without
+            one has a number of its own.
+        has_groups: whether a sample of this split has a declared group.
+        channels: of every image: 3 is RGB, 1 is grey.
         sample_ids: int64 [n], positions in the index of all splits.
         classes: names; a label is a position in this list.
         canvas: (height, width) of the split's largest stored sizes.
@@ -65,10 +70,13 @@ class Shards:
         self.folder, self.split = folder, split
         self.classes: list[str] = summary["classes"]
         self.canvas: tuple[int, int] = (expected["max_height"], expected["max_width"])
+        self.channels: int = summary.get("channels", 3)
         self.labels = torch.from_numpy(self._column("label").astype(np.int64))
         self.sample_ids = torch.from_numpy(self._column("id").copy())
+        self.groups = self.sample_ids[_first_of_group(self._index["group"])]
+        self.has_groups = self._index["group"].null_count < len(self._index)
         self._offsets, self._sizes, self._hashes = self._column("offset"), self._column("size"), self._column("xxh3")
-        self._is_jpeg = self._column("format") == "jpg"
+        self._formats = self._column("format").astype("U3")
         self._shapes = np.stack([self._column("height"), self._column("width")], axis=1).astype(np.int64)
         tars = self._index["shard"].combine_chunks().dictionary_encode()
         self._shard_names: list[str] = tars.dictionary.to_pylist()
@@ -82,7 +90,7 @@ class Shards:
         """Raises IndexError, and DamagedShard where the bytes are not those that were written."""
         at = int(self._checked([position])[0])
         height, width = self._shapes[at]
-        pixels = np.zeros((1, height, width, 3), dtype=np.uint8)
+        pixels = np.zeros((1, height, width, self.channels), dtype=np.uint8)
         self._decode(pixels, np.array([at]))
         image = torch.from_numpy(pixels[0]).permute(2, 0, 1)
         return Sample(image, int(self.labels[at]), int(self.sample_ids[at]), self._key(at))
@@ -100,7 +108,7 @@ class Shards:
         """
         positions = self._checked(indices)
         height, width = self.canvas
-        images = np.zeros((len(positions), height, width, 3), dtype=np.uint8)
+        images = np.zeros((len(positions), height, width, self.channels), dtype=np.uint8)
         if workers == 1 or height * width < THREADS_FROM_PIXELS:
             self._decode(images, positions)
         else:
@@ -120,32 +128,41 @@ class Shards:
         """Path of each image relative to the source, [n]."""
         return self._index["key"].to_pylist()
 
+    @cached_property
+    def label_lists(self) -> list[list[int]]:
+        """All labels of each sample, [n]."""
+        return self._index["labels"].to_pylist()
+
+    @cached_property
+    def group_names(self) -> list[str | None]:
+        """The declared group of each sample, [n]; None without one."""
+        return self._index["group"].to_pylist()
+
     def _decode(self, images: np.ndarray, positions: np.ndarray) -> None:
-        """Decode the samples at `positions` [B] into `images`, zeros of uint8 [B, H, W, 3]."""
+        """Decode the samples at `positions` [B] into `images`, zeros of uint8 [B, H, W, C]."""
         canvas = images.shape[1:3]
-        places: Iterable[tuple[int, int, int, int, int, bool, list[int]]] = zip(
+        places: Iterable[tuple[int, int, int, int, int, str, list[int]]] = zip(
             positions.tolist(),
             self._shard_numbers[positions].tolist(),
             self._offsets[positions].tolist(),
             self._sizes[positions].tolist(),
             self._hashes[positions].tolist(),
-            self._is_jpeg[positions].tolist(),
+            self._formats[positions].tolist(),
             self._shapes[positions].tolist(),
             strict=True,
         )
-        for image, (position, shard, offset, size, digest, is_jpeg, (height, width)) in zip(
-            images, places, strict=True
-        ):
+        for image, (position, shard, offset, size, digest, kind, (height, width)) in zip(images, places, strict=True):
             content = self._shards[shard][offset : offset + size]
             if xxhash.xxh3_64_intdigest(content) != digest:
                 raise self._damaged(position, "its bytes do not match their hash")
-            fills = is_jpeg and (height, width) == canvas
+            fills = kind == "jpg" and (height, width) == canvas
             try:
-                pixels = decode_stored(content, is_jpeg, buffer=image if fills else None)
+                pixels = decode_stored(content, kind, buffer=image if fills else None)
             except (ValueError, OSError, SyntaxError) as error:
                 raise self._damaged(position, f"it cannot be decoded ({error})") from error
-            if pixels.shape != (height, width, 3):
-                raise self._damaged(position, f"it is {pixels.shape[1]} x {pixels.shape[0]} pixels large")
+            if pixels.shape != (height, width, self.channels):
+                height, width, channels = pixels.shape
+                raise self._damaged(position, f"it is {width} x {height} pixels large, of {channels} channels")
             if not fills:
                 image[:height, :width] = pixels
 
@@ -180,6 +197,17 @@ class Shards:
         return DamagedShard(
             f"{self.folder / shard}: sample {int(self.sample_ids[position])} ({self._key(position)}) is damaged: {what}"
         )
+
+
+def _first_of_group(groups: pa.ChunkedArray) -> np.ndarray:
+    """For each of n samples the position of the first one of its group, int64 [n]; its own where it has none."""
+    positions = np.arange(len(groups))
+    is_declared = groups.is_valid().to_numpy()
+    if is_declared.any():
+        codes = groups.drop_null().combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first = np.unique(codes, return_index=True)
+        positions[is_declared] = positions[is_declared][first[codes]]
+    return positions
 
 
 def open_shards(artifact_folder: Path | str, split: str) -> Shards:

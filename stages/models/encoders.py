@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from stages.models.stem import RGB_CHANNELS, UnusableBackbone, draw_stem, inflate
 
 TIMM_PREFIX = "timm:"
 PUBLISHED_WIDTH = 64
@@ -24,24 +26,18 @@ RESNET_LAYOUTS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, i
 """Blocks of each of the four stages (He et al. 2016, table 1); resnet10 halves resnet18."""
 
 
-class UnusableBackbone(ValueError):
-    """The backbone that the settings name does not exist, or does not go with the other settings."""
-
-    exit_code = 2
-
-
 @dataclass(frozen=True)
 class Weights:
     """Where an encoder's weights come from, and the normalisation of images that they were made with."""
 
     source: str = "initialised"
     licence: str | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class Encoder(nn.Module):
-    """Images [B, 3, H, W] -> embeddings [B, D]."""
+    """Images [B, C, H, W] -> embeddings [B, D]."""
 
     embedding_size: int
     """D"""
@@ -59,13 +55,18 @@ class ResNet(Encoder):
     """
 
     def __init__(
-        self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], width: int, small_stem: bool
+        self,
+        block: type[BasicBlock | Bottleneck],
+        depths: tuple[int, int, int, int],
+        width: int,
+        small_stem: bool,
+        channels: int = RGB_CHANNELS,
     ):
         super().__init__()
         if small_stem:
-            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=1, padding=1, bias=False)
         else:
-            self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small_stem else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -79,7 +80,7 @@ class ResNet(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 8 x width x expansion], the mean over places."""
+        """[B, C, H, W] -> [B, 8 x width x expansion], the mean over places."""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         return maps.mean(dim=(2, 3))
@@ -95,14 +96,21 @@ class LibraryEncoder(Encoder):
         self.weights = weights
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]"""
+        """[B, C, H, W] -> [B, D]"""
         return self.model(images)
 
     def library_module(self) -> nn.Module:
         return self.model
 
 
-def build_encoder(backbone: str, width: int, small_stem_up_to: int, pretrained: bool, image_size: int) -> Encoder:
+def build_encoder(
+    backbone: str,
+    width: int,
+    small_stem_up_to: int,
+    pretrained: bool,
+    image_size: int,
+    channels: int = RGB_CHANNELS,
+) -> Encoder:
     """Build an encoder; new weights are drawn from torch's global generator.
 
     Args:
@@ -111,29 +119,96 @@ def build_encoder(backbone: str, width: int, small_stem_up_to: int, pretrained: 
         small_stem_up_to: a ResNet for images of this many pixels or less has a small stem.
         pretrained: take the library's published weights (downloaded on first use).
         image_size: height and width of the images, in pixels.
+        channels: of the images. Where they are not 3, published weights are inflated (see `inflate_stem`), and their
+            mean and std, which are of red, green and blue, do not hold.
 
     Raises:
         UnusableBackbone: no such model, or it does not go with width, image size or published weights.
     """
     try:
-        return _build(backbone, width, small_stem_up_to, pretrained, image_size)
+        encoder = _build(backbone, width, small_stem_up_to, pretrained, image_size, channels)
     except OSError as error:  # of the download: both libraries' clients raise kinds of it
         reason = " ".join(str(error).split())
         raise UnusableBackbone(f"the published weights of {backbone} cannot be had: {reason}") from error
+    if pretrained and channels != RGB_CHANNELS:
+        inflate_stem(encoder, channels)
+    return encoder
 
 
-def _build(backbone: str, width: int, small_stem_up_to: int, pretrained: bool, image_size: int) -> Encoder:
+def inflate_stem(encoder: Encoder, channels: int) -> None:
+    """Let an encoder of RGB images take images of other channels, see `stem.inflate`; their mean and std are forgotten.
+
+    Raises:
+        UnusableBackbone: the encoder does not start with a convolution of RGB images.
+    """
+    inflate(encoder.library_module(), channels)
+    encoder.weights = replace(encoder.weights, mean=None, std=None)
+
+
+def match_channels(encoder: Encoder, channels: int, wanted: int) -> bool:
+    """Make an encoder of `channels` fit images of `wanted` channels; whether it had to be inflated for that.
+
+    Raises:
+        UnusableBackbone: they differ, and the encoder is not one of RGB images.
+    """
+    if channels == wanted:
+        return False
+    if channels != RGB_CHANNELS:
+        raise UnusableBackbone(
+            f"the encoder takes images of {channels} channels and the shards have {wanted}: only an encoder of RGB "
+            "images can start on others; name another, or shard with the encoder's `channels`"
+        )
+    inflate_stem(encoder, wanted)
+    return True
+
+
+def _build(
+    backbone: str, width: int, small_stem_up_to: int, pretrained: bool, image_size: int, channels: int
+) -> Encoder:
+    """An encoder of so many channels, or one of 3 channels where it is pretrained."""
+    if pretrained:
+        channels = RGB_CHANNELS
     if backbone in RESNET_LAYOUTS:
-        return _build_resnet(backbone, width, image_size <= small_stem_up_to, pretrained)
+        return _build_resnet(backbone, width, image_size <= small_stem_up_to, pretrained, channels)
+    require_backbone(backbone)
     of_timm = backbone.startswith(TIMM_PREFIX)
-    exists = timm.is_model(backbone.removeprefix(TIMM_PREFIX)) if of_timm else backbone in _torchvision_names()
-    if not exists:
-        raise UnusableBackbone(f"no backbone {backbone!r}; {_nearest(backbone)}")
     if width != PUBLISHED_WIDTH:
         raise UnusableBackbone(f"width {width}: only {', '.join(RESNET_LAYOUTS)} have a width; {backbone} takes 64")
     if of_timm:
-        return _build_from_timm(backbone, pretrained, image_size)
-    return _build_from_torchvision(backbone, pretrained, image_size)
+        return _build_from_timm(backbone, pretrained, image_size, channels)
+    return _build_from_torchvision(backbone, pretrained, image_size, channels)
+
+
+def require_backbone(backbone: str) -> None:
+    """Raises UnusableBackbone, with the nearest names, if there is no backbone of that name."""
+    of_timm = backbone.startswith(TIMM_PREFIX)
+    known = RESNET_LAYOUTS.keys() | set(_torchvision_names())
+    exists = timm.is_model(backbone.removeprefix(TIMM_PREFIX)) if of_timm else backbone in known
+    if not exists:
+        raise UnusableBackbone(f"no backbone {backbone!r}; {_nearest(backbone)}")
+
+
+def torchvision_options(backbone: str, image_size: int) -> dict[str, Any]:
+    """What `torchvision.models.get_model` has to be told beside the name."""
+    if backbone.startswith("vit_"):
+        return {"image_size": image_size}
+    if backbone.startswith("maxvit"):
+        return {"input_size": (image_size, image_size)}
+    if backbone in ("googlenet", "inception_v3"):
+        # The published weights expect the input transformed; a module that loads what they became must do the same.
+        return {"transform_input": True}
+    return {}
+
+
+def timm_options(name: str, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` has to be told beside the name: only models of a fixed input size ask for it."""
+    published = timm.get_pretrained_cfg(name)
+    return {"img_size": image_size} if published is not None and published.fixed_input_size else {}
+
+
+def classifier_path(model: nn.Module) -> str:
+    """Where the last layer of a torchvision model is."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
 
 
 def load_published_weights(encoder: ResNet, state: Mapping[str, Tensor]) -> None:
@@ -141,9 +216,9 @@ def load_published_weights(encoder: ResNet, state: Mapping[str, Tensor]) -> None
     encoder.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
 
 
-def _build_resnet(backbone: str, width: int, small_stem: bool, pretrained: bool) -> ResNet:
+def _build_resnet(backbone: str, width: int, small_stem: bool, pretrained: bool, channels: int) -> ResNet:
     block, depths = RESNET_LAYOUTS[backbone]
-    encoder = ResNet(block, depths, width, small_stem)
+    encoder = ResNet(block, depths, width, small_stem, channels)
     if not pretrained:
         return encoder
     if width != PUBLISHED_WIDTH or backbone == "resnet10":
@@ -171,16 +246,11 @@ def _resnet_stage(
     return nn.Sequential(first, *(block(channels_out, planes) for _ in range(depth - 1)))
 
 
-def _build_from_torchvision(backbone: str, pretrained: bool, image_size: int) -> Encoder:
+def _build_from_torchvision(backbone: str, pretrained: bool, image_size: int, channels: int) -> Encoder:
     published = models.get_model_weights(backbone)["DEFAULT"] if pretrained else None
-    options: dict[str, Any] = {}
-    if backbone.startswith("vit_"):
-        options["image_size"] = image_size
-    elif backbone.startswith("maxvit"):
-        options["input_size"] = (image_size, image_size)
-    elif backbone in ("googlenet", "inception_v3"):
-        # The published weights expect the input transformed; a module that loads what they became must do the same.
-        options.update(transform_input=True, init_weights=not pretrained)
+    options = torchvision_options(backbone, image_size)
+    if "transform_input" in options:
+        options["init_weights"] = not pretrained
     try:
         model = models.get_model(backbone, weights=published, **options)
     except (AssertionError, ValueError) as error:
@@ -189,20 +259,21 @@ def _build_from_torchvision(backbone: str, pretrained: bool, image_size: int) ->
         if hasattr(model, name):
             setattr(model, name, None)
     _remove_classifier(model)
+    if channels != RGB_CHANNELS:
+        draw_stem(model, channels)
     weights = Weights() if published is None else _torchvision_weights(published)
-    return LibraryEncoder(model, _measure_embedding(backbone, model, image_size), weights)
+    return LibraryEncoder(model, _measure_embedding(backbone, model, image_size, channels), weights)
 
 
-def _build_from_timm(backbone: str, pretrained: bool, image_size: int) -> Encoder:
+def _build_from_timm(backbone: str, pretrained: bool, image_size: int, channels: int) -> Encoder:
     name = backbone.removeprefix(TIMM_PREFIX)
     try:
         published = timm.get_pretrained_cfg(name)
         if pretrained and not timm.is_model_pretrained(name):
             raise UnusableBackbone(f"pretrained: timm has no weights of {name}")
-        # Only models of a fixed input size have the argument; the others take any size.
-        options: dict[str, Any] = {}
-        if published is not None and published.fixed_input_size:
-            options["img_size"] = image_size
+        options: dict[str, Any] = timm_options(name, image_size)
+        if channels != RGB_CHANNELS:
+            options["in_chans"] = channels
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (AssertionError, RuntimeError, TypeError) as error:
         raise _unfit(backbone, image_size, error) from error
@@ -210,7 +281,7 @@ def _build_from_timm(backbone: str, pretrained: bool, image_size: int) -> Encode
     if pretrained and published is not None:
         source = f"timm {published.architecture}.{published.tag}"
         weights = Weights(source, published.license, _three(published.mean), _three(published.std))
-    return LibraryEncoder(model, _measure_embedding(backbone, model, image_size), weights)
+    return LibraryEncoder(model, _measure_embedding(backbone, model, image_size, channels), weights)
 
 
 def _remove_classifier(model: nn.Module) -> None:
@@ -218,9 +289,7 @@ def _remove_classifier(model: nn.Module) -> None:
 
     What stands before the last layer (a norm, a hidden layer) belongs to the embedding, as in torchvision's names.
     """
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    path, _ = layers[-1]
-    parent_path, _, name = path.rpartition(".")
+    parent_path, _, name = classifier_path(model).rpartition(".")
     parent = model.get_submodule(parent_path)
     siblings = list(parent.named_children())
     position = [sibling for sibling, _ in siblings].index(name)
@@ -229,13 +298,13 @@ def _remove_classifier(model: nn.Module) -> None:
         parent.add_module(siblings[position - 1][0], nn.Identity())
 
 
-def _measure_embedding(backbone: str, model: nn.Module, image_size: int) -> int:
+def _measure_embedding(backbone: str, model: nn.Module, image_size: int, channels: int) -> int:
     """Send one image through: the size of its embedding, and an early word about sizes that the model refuses."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            embedding = model(torch.zeros(1, 3, image_size, image_size))
+            embedding = model(torch.zeros(1, channels, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise _unfit(backbone, image_size, error) from error
     model.train(was_training)

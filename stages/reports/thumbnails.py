@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.images.display import displayed
+
 SMALL = 48
 """Up to this many pixels on the long side an image stays as it is, as PNG: JPEG would blur it."""
 LONG_SIDE = 96
@@ -17,12 +19,12 @@ RIGHT, WRONG = (59, 130, 246), (234, 88, 12)
 
 
 def thumbnail(image: NDArray[np.uint8]) -> dict[str, object]:
-    """A small copy of an image [3, H, W].
+    """A small copy of an image [C, H, W].
 
     Returns:
         {"uri", "width", "height", "small"}; small images want to be shown with their pixels kept sharp.
     """
-    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    picture = Image.fromarray(displayed(image.transpose(1, 2, 0)))
     small = max(picture.size) <= SMALL
     if not small:
         picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS, reducing_gap=None)

@@ -20,6 +20,9 @@ Interval = Annotated[tuple[Positive, Positive], AfterValidator(_check_increasing
 ShareInterval = Annotated[tuple[Share, Share], AfterValidator(_check_increasing)]
 
 
+FITTED_SIZES = (16, 32, 64, 96, 128, 224)
+
+
 class Augment(StageSettings):
     """Resolve the view policy of SimCLR (Chen et al. 2020, appendix A) and draw a contact sheet of real views.
 
@@ -27,12 +30,18 @@ class Augment(StageSettings):
     """
 
     stage_version: ClassVar[int] = 2
+    lower_for_memory: ClassVar[tuple[str, ...]] = ("contact_sheet_images", "image_size")
 
     shards: str = artifact("shard", description="images whose training part gives mean and std")
     preset: Literal["natural", "colour-matters", "grey", "microscopy", "aerial", "text"] = setting(
         "natural", "what the images are: decides crops, flips, turns and colours"
     )
-    image_size: int = setting(32, "height and width of a view, in pixels", ge=4)
+    image_size: int | None = setting(
+        32,
+        "height and width of a view, in pixels; null: the largest of 16, 32, 64, 96, 128 and 224 that the median short "
+        "side of the training images reaches",
+        ge=4,
+    )
     crop_area: ShareInterval | None = setting(None, "share of the image's area that a crop covers, [smallest, largest]")
     crop_ratio: Interval | None = setting(None, "width / height of a crop, [smallest, largest]")
     horizontal_flip: float | None = setting(None, "probability", ge=0, le=1)
@@ -57,6 +66,12 @@ class Augment(StageSettings):
     antialias: bool | None = setting(None, "widen the interpolation kernel where a crop is scaled down")
     contact_sheet_images: int = setting(12, "images on the contact sheet", ge=1, le=64)
 
+    def image_size_for(self, short_side: int) -> int:
+        """The size of a view, or the one that fits images of this median short side, in pixels."""
+        if self.image_size is not None:
+            return self.image_size
+        return max((size for size in FITTED_SIZES if size <= short_side), default=FITTED_SIZES[0])
+
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         samples = inputs["shards"].samples if "shards" in inputs else 0
-        return Estimate(samples, sample_bytes=3 * 4 * self.image_size**2, disk_bytes=2**20)
+        return Estimate(samples, sample_bytes=3 * 4 * (self.image_size or FITTED_SIZES[-1]) ** 2, disk_bytes=2**20)

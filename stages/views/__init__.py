@@ -1,7 +1,7 @@
 """Views of images: load a policy, give it batches.
 
 views = load(folder_of_the_artifact, seed=0)
-pair = views(images, sample_ids, epoch, sizes)  # float32 [2, B, 3, h, w], normalised
+pair = views(images, sample_ids, epoch, sizes)  # float32 [2, B, C, h, w], normalised; `views=1`: [1, B, C, h, w]
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from stages.views.policy import (
     PRESETS,
     SMALL_IMAGE_SIZE,
     Interpolation,
+    OtherChannels,
     Policy,
     PolicyError,
     preset,
@@ -27,6 +28,7 @@ from stages.views.resample import Boxes, batch_parts, crop_and_resize
 __all__ = [
     "PRESETS",
     "Interpolation",
+    "OtherChannels",
     "Parameters",
     "Policy",
     "PolicyError",
@@ -46,45 +48,50 @@ EVALUATION_CROP = 0.875
 
 @dataclass(frozen=True)
 class Views:
-    """Two views of every image of a batch, by a policy and a seed. Made by `load`."""
+    """Views of every image of a batch, by a policy and a seed. Made by `load`."""
 
     policy: Policy
     seed: int
     device: torch.device | None
+    views: int = 2
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, sample_ids: Tensor, epoch: int, sizes: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, sample_ids: Tensor, epoch: int | Tensor, sizes: Tensor | None = None) -> Tensor:
         """Draw and compute.
 
         Args:
-            images: uint8 [B, 3, H, W], canvas padded at the bottom and right.
+            images: uint8 [B, C, H, W], canvas padded at the bottom and right.
             sample_ids: int64 [B]; with seed and epoch they decide all draws.
-            epoch: number of the epoch, from 0.
+            epoch: number of the epoch, from 0; or int64 [B], a number that is another at each visit of a sample.
             sizes: int64 [B, 2], height and width of each image; the whole canvas if left out.
         Returns:
-            float32 [2, B, 3, h, w], normalised, on the engine's device (the images' if none was named).
+            float32 [2, B, C, h, w], normalised, on the engine's device (the images' if none was named).
         Raises:
+            OtherChannels: the policy is for images of other channels.
             ValueError: images, ids or sizes of another type or shape.
         """
-        images, sizes = _check_images(images, sizes, self.device)
+        images, sizes = _check_images(images, sizes, self.device, self.policy.channels)
         if sample_ids.shape != images.shape[:1]:
             raise ValueError(f"sample_ids must be one id an image, not {tuple(sample_ids.shape)} for {len(images)}")
-        parameters = draw(self.policy, self.seed, sample_ids.to(images.device), epoch, sizes)
+        parameters = draw(self.policy, self.seed, sample_ids.to(images.device), epoch, sizes, self.views)
         with torch.autocast(images.device.type, enabled=False):
-            return kornia_views(images, parameters, self.policy).unflatten(0, (2, len(images)))
+            return kornia_views(images, parameters, self.policy).unflatten(0, (self.views, len(images)))
 
 
-def load(policy_or_path: Policy | Path | str, seed: int = 0, device: torch.device | str | None = None) -> Views:
+def load(
+    policy_or_path: Policy | Path | str, seed: int = 0, device: torch.device | str | None = None, views: int = 2
+) -> Views:
     """Views by a policy, or by the policy.json (or its folder) at a path.
 
     Args:
         seed: of the run: other seeds draw other views.
         device: where to compute; where the images are if left out.
+        views: how many of each image; the first of two is the one that a single one would be.
     Raises:
         PolicyError: the file is missing or broken.
     """
     policy = policy_or_path if isinstance(policy_or_path, Policy) else read_policy(Path(policy_or_path))
-    return Views(policy, seed, None if device is None else torch.device(device))
+    return Views(policy, seed, None if device is None else torch.device(device), views)
 
 
 @torch.no_grad()
@@ -92,8 +99,8 @@ def evaluation_view(
     images: Tensor,
     sizes: Tensor | None,
     image_size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
 ) -> Tensor:
@@ -103,17 +110,17 @@ def evaluation_view(
 
     Args:
         images, sizes: as for Views.
-        mean, std: of red, green and blue, scale 0 to 1.
+        mean, std: by channel, scale 0 to 1.
     Returns:
-        float32 [B, 3, image_size, image_size], normalised.
+        float32 [B, C, image_size, image_size], normalised.
     """
-    images, sizes = _check_images(images, sizes, None)
+    images, sizes = _check_images(images, sizes, None, len(mean))
     short_side = sizes.amin(dim=1)
     side = short_side if image_size <= SMALL_IMAGE_SIZE else torch.round(short_side * EVALUATION_CROP).to(torch.int64)
     top, left = ((sizes - side[:, None]) // 2).unbind(1)
     unflipped = torch.zeros_like(side, dtype=torch.bool)
     boxes = Boxes(top, left, side, side, unflipped, unflipped)
-    views = torch.empty(len(images), 3, image_size, image_size, device=images.device)
+    views = torch.empty(*images.shape[:2], image_size, image_size, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         for part in batch_parts(images, image_size):
             boxes_of_part = Boxes(*(field[part] for field in boxes))
@@ -122,10 +129,16 @@ def evaluation_view(
     return views
 
 
-def _check_images(images: Tensor, sizes: Tensor | None, device: torch.device | None) -> tuple[Tensor, Tensor]:
+def _check_images(
+    images: Tensor, sizes: Tensor | None, device: torch.device | None, channels: int
+) -> tuple[Tensor, Tensor]:
     """Images and sizes on the device; sizes of the whole canvas where there are none."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 [B, 3, H, W], not {images.dtype} {tuple(images.shape)}")
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images must be uint8 [B, {channels}, H, W], not {images.dtype} {tuple(images.shape)}")
+    if images.shape[1] != channels:
+        raise OtherChannels(
+            f"the images have {images.shape[1]} channels, and the view is for {channels}: make it from the same shards"
+        )
     images = images.to(device or images.device)
     if sizes is None:
         sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), 2)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from stages.images.display import displayed
 from stages.views.draws import draw
 from stages.views.kornia_engine import kornia_views
 from stages.views.policy import Policy
@@ -26,16 +26,16 @@ def write_contact_sheet(
     equal bytes.
 
     Args:
-        images: uint8 [B, 3, H, W], padded canvas.
+        images: uint8 [B, C, H, W], padded canvas.
         sizes: int64 [B, 2]. sample_ids: int64 [B].
     """
-    plain = policy.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    plain = policy.model_copy(update={"mean": (0.0,) * policy.channels, "std": (1.0,) * policy.channels})
     with torch.no_grad():
         views = [
             kornia_views(images, draw(plain, seed, sample_ids, epoch, sizes), plain).unflatten(0, (2, len(images)))
             for epoch in range(EPOCHS)
         ]
-    levels = (torch.cat(views) * 255).round().clamp(0, 255).to(torch.uint8)  # [epochs * 2, B, 3, h, w]
+    levels = (torch.cat(views) * 255).round().clamp(0, 255).to(torch.uint8)  # [epochs * 2, B, C, h, w]
     side = policy.image_size * round(CELL / policy.image_size) if policy.image_size <= CELL else CELL
     step = side + GAP
     sheet = Image.new("RGB", (GAP + step * (1 + len(levels)) + 3 * GAP, GAP + step * len(images)), "white")
@@ -49,8 +49,8 @@ def write_contact_sheet(
 
 
 def _fit(image: Tensor, side: int) -> Image.Image:
-    """uint8 [3, h, w] with its longer side scaled to `side` pixels: in whole pixels if larger, smoothly if smaller."""
-    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    """uint8 [C, h, w] with its longer side scaled to `side` pixels: in whole pixels if larger, smoothly if smaller."""
+    picture = Image.fromarray(displayed(image.permute(1, 2, 0).numpy()))
     scale = side / max(picture.size)
     fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(fitted, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

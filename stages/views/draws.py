@@ -101,7 +101,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return word0, word1, word2, word3
 
 
-def uniforms(seed: int, sample_ids: Tensor, epoch: int, views: int) -> Tensor:
+def uniforms(seed: int, sample_ids: Tensor, epoch: int | Tensor, views: int) -> Tensor:
     """Uniform numbers of 24 bits in [0, 1) for each view of each sample: float64 [views * B, 36], view-major.
 
     Counter: sample id (two words), epoch, view and block (16 bits each). Key: the seed, modulo 2**64.
@@ -111,19 +111,22 @@ def uniforms(seed: int, sample_ids: Tensor, epoch: int, views: int) -> Tensor:
     block = torch.arange(_BLOCKS, device=device)
     place = (view * 0x10000 + block).expand(views, len(sample_ids), _BLOCKS)
     ids = sample_ids.to(torch.int64)[:, None].expand_as(place)
-    counter = (ids & _WORD, (ids >> 32) & _WORD, torch.full_like(place, epoch & _WORD), place)
+    epochs = torch.as_tensor(epoch, device=device).to(torch.int64).view(-1, 1).expand_as(place)
+    counter = (ids & _WORD, (ids >> 32) & _WORD, epochs & _WORD, place)
     words = torch.stack(philox(counter, (seed & _WORD, (seed >> 32) & _WORD)), dim=-1)
     return (words >> 8).flatten(2).flatten(0, 1).to(torch.float64) * 2.0**-24
 
 
-def draw(policy: Policy, seed: int, sample_ids: Tensor, epoch: int, sizes: Tensor, views: int = 2) -> Parameters:
+def draw(
+    policy: Policy, seed: int, sample_ids: Tensor, epoch: int | Tensor, sizes: Tensor, views: int = 2
+) -> Parameters:
     """Draw the parameters of all views of a batch.
 
     Args:
         policy: probabilities and ranges.
         seed: of the run.
         sample_ids: int64 [B].
-        epoch: number of the epoch.
+        epoch: number of the epoch, or int64 [B], one for each sample.
         sizes: int64 [B, 2], height and width of each image, on the device of `sample_ids`.
         views: how many views of each image.
     Returns:

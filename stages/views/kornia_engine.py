@@ -26,15 +26,15 @@ def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tens
     """Views of images, by parameters that were drawn before.
 
     Args:
-        images: uint8 [B, 3, H, W], a padded canvas.
+        images: uint8 [B, C, H, W], a padded canvas.
         parameters: of N = V * B views, view-major, on the images' device.
         policy: what is not drawn: size, interpolation, mean and std.
     Returns:
-        float32 [N, 3, image_size, image_size], normalised.
+        float32 [N, C, image_size, image_size], normalised.
     """
     size = policy.image_size
     rows = torch.arange(len(parameters), device=images.device).view(-1, len(images))  # [V, B]
-    result = torch.empty(*rows.shape, 3, size, size, device=images.device)
+    result = torch.empty(*rows.shape, images.shape[1], size, size, device=images.device)
     for part in batch_parts(images, size):
         drawn = parameters[rows[:, part].flatten()]
         views = crop_turn(images[part], drawn, policy)
@@ -46,7 +46,7 @@ def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tens
 
 
 def crop_turn(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
-    """Crop, resize, flip and turn: float32 [N, 3, image_size, image_size] from 0 to 1."""
+    """Crop, resize, flip and turn: float32 [N, C, image_size, image_size] from 0 to 1."""
     turns = parameters.quarter_turns
     # A turn is a transposition and a flip. Flips cost nothing in the resampling matrices, so turns go there too:
     # one turn = flip left and right, transpose; two = both flips; three = flip top and bottom, transpose.
@@ -65,10 +65,10 @@ def crop_turn(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
 
 
 def jitter_colours(views: Tensor, parameters: Parameters, policy: Policy) -> None:
-    """Brightness, contrast, saturation and hue in the drawn order, in place."""
+    """Brightness, contrast, saturation and hue in the drawn order, in place; the last two are only for RGB."""
     operators = (
         (policy.brightness, parameters.brightness, adjust_brightness_accumulative),
-        (policy.contrast, parameters.contrast, adjust_contrast_with_mean_subtraction),
+        (policy.contrast, parameters.contrast, _adjust_contrast),
         (policy.saturation, parameters.saturation, adjust_saturation_with_gray_subtraction),
         (policy.hue, parameters.hue * (2 * math.pi), adjust_hue),
     )
@@ -79,6 +79,16 @@ def jitter_colours(views: Tensor, parameters: Parameters, policy: Policy) -> Non
             chosen = (order[:, position] == number).nonzero().squeeze(1).to(views.device)
             if largest_change * policy.colour_strength > 0 and len(chosen):
                 views.index_copy_(0, chosen, adjust(views.index_select(0, chosen), factor.index_select(0, chosen)))
+
+
+def _adjust_contrast(views: Tensor, factor: Tensor) -> Tensor:
+    """Stretch about the mean grey of each RGB view; about the mean of all channels where they are no colours.
+
+    For the latter Kornia 0.8 takes the mean of the whole batch.
+    """
+    if views.shape[1] == 3:
+        return adjust_contrast_with_mean_subtraction(views, factor)
+    return views.mean(dim=(1, 2, 3), keepdim=True).lerp(views, factor[:, None, None, None]).clamp_(0, 1)
 
 
 def take_colour_away(views: Tensor, parameters: Parameters) -> None:
@@ -96,6 +106,6 @@ def blur(views: Tensor, parameters: Parameters, policy: Policy) -> None:
         views.index_copy_(0, chosen, gaussian_blur2d(views.index_select(0, chosen), policy.blur_kernel, sigma))
 
 
-def normalise(views: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+def normalise(views: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(views - mean) / std by channel, in place."""
     return views.sub_(views.new_tensor(mean)[:, None, None]).div_(views.new_tensor(std)[:, None, None])

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SMALL_IMAGE_SIZE = 64
 """Views of this many pixels or less are small: weaker colour, no blur, evaluation on the whole image."""
+
+OF_COLOURS = ("saturation", "hue", "grey")
+"""Fields of what only RGB images have."""
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
@@ -15,6 +18,12 @@ class PolicyError(ValueError):
     """A policy file that cannot be used."""
 
     exit_code = 4
+
+
+class OtherChannels(ValueError):
+    """A policy does not go with images of so many channels."""
+
+    exit_code = 2
 
 
 def _check_increasing(interval: tuple[float, float]) -> tuple[float, float]:
@@ -58,8 +67,22 @@ class Policy(BaseModel):
     )
     interpolation: Interpolation = Field(description="how a crop is resized")
     antialias: bool = Field(description="widen the interpolation kernel where a crop is scaled down")
-    mean: tuple[float, float, float] = Field(description="of red, green and blue, scale 0 to 1, subtracted")
-    std: tuple[Positive, Positive, Positive] = Field(description="of red, green and blue, scale 0 to 1, divided by")
+    mean: tuple[float, ...] = Field(min_length=1, description="by channel, scale 0 to 1, subtracted")
+    std: tuple[Positive, ...] = Field(min_length=1, description="by channel, scale 0 to 1, divided by")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Policy":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels and std {len(self.std)}")
+        of_colours = [name for name in OF_COLOURS if getattr(self, name) > 0]
+        if self.channels != 3 and of_colours:
+            raise ValueError(f"{', '.join(of_colours)}: for RGB images only, and mean has {self.channels} channels")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Of the images that it is for."""
+        return len(self.mean)
 
     @property
     def blur_kernel(self) -> int:

@@ -30,10 +30,10 @@ def batch_parts(images: Tensor, image_size: int) -> Iterator[slice]:
     """Slices of a batch to work on one after another, so that memory stays bounded however large the canvas is.
 
     Args:
-        images: [B, 3, H, W].
+        images: [B, C, H, W].
         image_size: of the views.
     """
-    floats = 3 * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of two views
+    floats = images.shape[1] * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of two views
     # So many that a CPU's caches, or a GPU's memory, hold them well.
     at_once = max(1, (2**23 if images.device.type == "cpu" else 2**28) // floats)
     for start in range(0, len(images), at_once):
@@ -49,13 +49,13 @@ def crop_and_resize(
     centre of the output pixel (PIL's; torchvision's NEAREST_EXACT).
 
     Args:
-        images: uint8 [B, 3, H, W], a canvas padded at the bottom and right.
+        images: uint8 [B, C, H, W], a canvas padded at the bottom and right.
         boxes: N = V * B boxes, view-major (the first B for the first view of each image); each inside its image.
         image_size: height and width of the result.
         interpolation: bilinear, bicubic or nearest.
         antialias: widen the kernel where a box is scaled down (not for nearest).
     Returns:
-        float32 [V * B, 3, image_size, image_size] from 0 to 1.
+        float32 [V * B, C, image_size, image_size] from 0 to 1.
     """
     batch, channels, canvas_height, canvas_width = images.shape
     kernel = interpolation, antialias
@@ -64,13 +64,13 @@ def crop_and_resize(
     # The first product runs over the whole canvas, so it takes the side that leaves less for the second.
     rows_first = canvas_width <= canvas_height
     first, second = (rows, columns) if rows_first else (columns, rows)
-    canvas = images.permute(0, 2, 1, 3) if rows_first else images.permute(0, 3, 1, 2)  # [B, long, 3, short]
+    canvas = images.permute(0, 2, 1, 3) if rows_first else images.permute(0, 3, 1, 2)  # [B, long, C, short]
     canvas = canvas.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
     result = torch.empty(len(first), channels, image_size, image_size, device=images.device)
     for view, first_of_view, second_of_view in zip(
         result.split(batch), first.split(batch), second.split(batch), strict=True
     ):
-        half = torch.bmm(first_of_view, canvas).view(batch, image_size * channels, -1)  # [B, h*3, short]
+        half = torch.bmm(first_of_view, canvas).view(batch, image_size * channels, -1)  # [B, h*C, short]
         whole = torch.bmm(half, second_of_view.transpose(1, 2)).view(batch, image_size, channels, image_size)
         torch.mul(whole.permute(0, 2, 1, 3) if rows_first else whole.permute(0, 2, 3, 1), 1 / 255, out=view)
     return result.clamp_(0, 1) if interpolation == "bicubic" else result  # its kernel overshoots
