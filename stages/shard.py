@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,27 +11,59 @@ import pyarrow as pa
 
 from pipeline.errors import BadData
 from pipeline.run import Run
-from stages.images.candidates import SPLITS, Source
 from stages.images.encode import Storage
-from stages.images.index import NO_LABEL, REJECTED_FILE, write_index, write_summary
+from stages.images.index import (
+    REJECTED_FILE,
+    describe_groups_and_labels,
+    write_index,
+    write_summary,
+)
+from stages.images.near_duplicates import (
+    NEAR_DUPLICATES_FILE,
+    SMALLEST_SIDE,
+    describe_near_duplicates,
+    find_near_duplicates,
+    near_duplicate_work,
+    write_near_duplicates,
+)
 from stages.images.packing import Packed, PixelSums, Rejected, make_chunks, pack
-from stages.images.sources import describe_left_out, read_digits, read_folder
 from stages.images.splits import draw_splits
+from stages.images.tiles import Tile
 from stages.settings.shard import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Shard
+from stages.sources.candidates import SPLITS, Source, describe_left_out
+from stages.sources.columns import Columns, Reading
+from stages.sources.digits import read_digits
+from stages.sources.folder import read_folder, read_folders
+from stages.sources.groups import check_groups, group_by_pattern
+from stages.sources.parquet import read_parquet
+from stages.sources.table import read_csv
+from stages.sources.tars import read_tars
+from stages.sources.torchvision_sets import find_set, read_set
+
+
+def check_settings(settings: Shard) -> None:
+    """What can be said before anything runs. Raises NoSuchSet."""
+    if settings.source_kind == "torchvision":
+        find_set(settings.torchvision_set[0])
 
 
 def shard(run: Run, settings: Shard) -> None:
     """Pack every readable image of the source; see stages/settings/shard.py for what can be chosen.
 
-    Writes {split}-{number}.tar, index.parquet, shards.json and rejected.jsonl.
+    Writes {split}-{number}.tar, index.parquet, shards.json, rejected.jsonl and near_duplicates.parquet.
 
     Raises:
         BadData: too many images cannot be read, or no training image is left.
         SourceError: the source is missing, empty or ambiguous.
     """
     source = _read_source(settings)
+    for note in source.notes:
+        run.say(note)
+    if settings.group_pattern is not None:
+        source = group_by_pattern(source, settings.group_pattern)
+    source = check_groups(source, settings.allow_group_in_splits)
     splits = _splits(source, settings, run.seed)
-    storage = Storage(settings.max_short_side, settings.max_long_side, settings.jpeg_quality, settings.background)
+    storage = _storage(settings)
     chunks = make_chunks(
         source.candidates,
         splits,
@@ -49,20 +82,51 @@ def shard(run: Run, settings: Shard) -> None:
     (run.out / REJECTED_FILE).write_text("".join(lines), encoding="utf-8")
 
     index = write_index(run.out, [one.rows for one in packed])
-    assert len(source.candidates) == index.num_rows + len(rejected), "images were lost"
-    summary = _summary(source, settings, packed)
+    assert len(source.candidates) == sum(one.images for one in packed) + len(rejected), "images were lost"
+    summary = _summary(source, settings, packed) | describe_groups_and_labels(index) | {"near_duplicates": None}
     if "train" not in summary["splits"]:
         raise BadData("no image is left for train: put some into train/, or say `splits: drawn`")
     write_summary(run.out, summary)
+    if settings.near_duplicates:
+        write_summary(run.out, summary | {"near_duplicates": _find_near_duplicates(run, settings, summary)})
     _tell(run, source, summary, rejected)
-    _tell_of_labels_and_splits(run, source, summary)
+    _tell_of_groups_and_several_labels(run, index, summary)
+    _tell_of_labels_and_splits(run, settings, source, summary)
 
 
 def _read_source(settings: Shard) -> Source:
-    if settings.source == "sklearn:digits":
-        return read_digits()
-    (root,) = settings.foreign_inputs()["source"].roots
-    return read_folder(root, IMAGE_SUFFIXES, settings.labels, settings.splits)
+    given = settings.foreign_inputs()["source"]
+    columns = Columns(**settings.columns.model_dump())
+    reading = Reading(columns, settings.labels != "none", settings.splits, settings.split_values)
+    images_root = None if settings.images_root is None else Path(settings.images_root).expanduser()
+    match settings.source_kind:
+        case "folder" if given.names:
+            return read_folders(given.roots, given.names, IMAGE_SUFFIXES, settings.labels, settings.splits)
+        case "folder":
+            return read_folder(given.roots[0], IMAGE_SUFFIXES, settings.labels, settings.splits)
+        case "csv":
+            return read_csv(given.roots[0], images_root, reading)
+        case "parquet":
+            return read_parquet(given.roots[0], images_root, reading)
+        case "wds":
+            return read_tars(given.roots[0], IMAGE_SUFFIXES, reading)
+        case "torchvision":
+            return read_set(*settings.torchvision_set, reading)
+    return read_digits()
+
+
+def _storage(settings: Shard) -> Storage:
+    tile = settings.tile
+    return Storage(
+        settings.max_short_side,
+        settings.max_long_side,
+        settings.jpeg_quality,
+        settings.background,
+        settings.channels,
+        settings.window,
+        None if tile is None else Tile(tile.size, tile.stride or tile.size),
+        round(settings.max_megapixels * 1e6),
+    )
 
 
 def _splits(source: Source, settings: Shard, seed: int) -> list[str]:
@@ -72,7 +136,14 @@ def _splits(source: Source, settings: Shard, seed: int) -> list[str]:
         return given
     fractions = {"test": settings.test_fraction, "val": settings.val_fraction}
     keys = [one.key for one in source.candidates]
-    return draw_splits(keys, [one.class_name for one in source.candidates], fractions, seed)
+    groups = [one.group for one in source.candidates] if source.has_groups else None
+    return draw_splits(keys, _strata(source), fractions, seed, groups)
+
+
+def _strata(source: Source) -> list[str | None]:
+    """The class that splits are stratified by: of several, the rarest, so that rare ones are in every split."""
+    times = Counter(name for one in source.candidates for name in one.labels)
+    return [min(one.labels, key=lambda name: (times[name], name), default=None) for one in source.candidates]
 
 
 def _check_rejected(rejected: Sequence[Rejected], images: int, max_rejected: float) -> None:
@@ -87,17 +158,20 @@ def _check_rejected(rejected: Sequence[Rejected], images: int, max_rejected: flo
 
 def _summary(source: Source, settings: Shard, packed: Sequence[Packed]) -> dict[str, Any]:
     """What shards.json says."""
+    tile = _storage(settings).tile
     sums = sum((one.sums for one in packed), PixelSums())
     samples, copied = sum(one.rows.num_rows for one in packed), sum(one.copied for one in packed)
     of_split = {split: [one.rows for one in packed if one.chunk.split == split] for split in SPLITS}
     return {
-        "source_kind": settings.source.partition(":")[0],
+        "source_kind": settings.source_kind,
         "classes": source.classes,
         "splits": {
             split: _split_summary(pa.concat_tables(tables), len(source.classes))
             for split, tables in of_split.items()
             if any(table.num_rows for table in tables)
         },
+        "channels": settings.channels,
+        "tile": None if tile is None else {"size": tile.size, "stride": tile.stride},
         "images_in": len(source.candidates),
         "samples_out": samples,
         "rejected": sum(len(one.rejected) for one in packed),
@@ -108,15 +182,49 @@ def _summary(source: Source, settings: Shard, packed: Sequence[Packed]) -> dict[
 
 
 def _split_summary(rows: pa.Table, classes: int) -> dict[str, Any]:
-    labels = rows["label"].to_numpy()
+    labels = rows["labels"].combine_chunks()
     return {
         "samples": rows.num_rows,
         "bytes": int(rows["size"].to_numpy().sum()),
         "max_height": int(rows["height"].to_numpy().max()),
         "max_width": int(rows["width"].to_numpy().max()),
-        "class_counts": np.bincount(labels[labels != NO_LABEL], minlength=classes).tolist(),
-        "unlabelled": int((labels == NO_LABEL).sum()),
+        "class_counts": np.bincount(labels.flatten().to_numpy(), minlength=classes).tolist(),
+        "unlabelled": int((labels.value_lengths().to_numpy() == 0).sum()),
     }
+
+
+def _find_near_duplicates(run: Run, settings: Shard, summary: dict[str, Any]) -> dict[str, Any]:
+    """Look for them in the finished shards and write their list; returns what shards.json says."""
+    most = settings.near_duplicate_distance
+    with run.progress(near_duplicate_work(run.out), "steps in search of near-duplicates") as progress:
+        found = find_near_duplicates(run.out, most, run.work, settings.workers, progress.advance)
+    write_near_duplicates(run.out, found)
+    counts = describe_near_duplicates(run.out, found, most)
+    run.say(_near_duplicates_in_words(counts))
+    for one in counts["across"]:
+        (first, second), pairs, images = one["splits"], one["pairs"], one["images"]
+        run.count(**{f"near_duplicates_{first}_{second}": pairs})
+        if pairs:
+            share = images[1] / summary["splits"][second]["samples"]
+            run.warn(
+                f"{images[1]:,} images of {second} ({share:.2%}) have a near-duplicate in {first}: "
+                f"{NEAR_DUPLICATES_FILE} in this artifact lists the pairs"
+            )
+    run.count(**{f"near_duplicates_{split}": pairs for split, pairs in counts["within"].items()})
+    return counts
+
+
+def _near_duplicates_in_words(counts: dict[str, Any]) -> str:
+    within = ", ".join(f"{split} {pairs:,}" for split, pairs in counts["within"].items())
+    words = f"near-duplicates: {counts['pairs']:,} pairs (within {within})"
+    if counts["searched"] < counts["images"]:
+        rest = counts["images"] - counts["searched"]
+        words += f"; {rest:,} images are flat or smaller than {SMALLEST_SIDE} pixels: searched for equal bytes only"
+    if counts["search"] == "cells":
+        words += "; not every pair of so many images was looked at: a few in a hundred may be missing"
+    if counts["listed"] < counts["pairs"]:
+        words += f"; the closest {counts['listed']:,} are listed, {counts['pairs'] - counts['listed']:,} are not"
+    return words
 
 
 def _tell(run: Run, source: Source, summary: dict[str, Any], rejected: Sequence[Rejected]) -> None:
@@ -143,7 +251,7 @@ def _tell(run: Run, source: Source, summary: dict[str, Any], rejected: Sequence[
         )
     run.count(
         samples=summary["samples_out"],
-        sample_bytes=3 * splits["train"]["max_height"] * splits["train"]["max_width"],
+        sample_bytes=summary["channels"] * splits["train"]["max_height"] * splits["train"]["max_width"],
         images_in=summary["images_in"],
         rejected=summary["rejected"],
         ignored_files=source.left_out.total(),
@@ -154,14 +262,32 @@ def _tell(run: Run, source: Source, summary: dict[str, Any], rejected: Sequence[
     )
 
 
-def _tell_of_labels_and_splits(run: Run, source: Source, summary: dict[str, Any]) -> None:
+def _tell_of_groups_and_several_labels(run: Run, index: pa.Table, summary: dict[str, Any]) -> None:
+    """Say how samples hang together, and how many classes they have."""
+    if summary["groups"] is not None:
+        run.count(groups=summary["groups"])
+        sizes = index["group"].drop_null().value_counts().field("counts").to_numpy()
+        lone = f", {index['group'].null_count:,} samples are in none" if index["group"].null_count else ""
+        run.say(f"{summary['groups']:,} groups, the largest of {sizes.max():,} samples{lone}")
+    if summary["several_labels"]:
+        lengths = index["labels"].combine_chunks().value_lengths().to_numpy()
+        run.say(f"{(lengths > 1).sum():,} samples have several labels; a sample has {lengths.mean():.1f} on average")
+
+
+def _tell_of_labels_and_splits(run: Run, settings: Shard, source: Source, summary: dict[str, Any]) -> None:
     """Warn of what a probe would trip over."""
-    splits, classes = summary["splits"], summary["classes"]
+    splits, classes, source_kind = summary["splits"], summary["classes"], summary["source_kind"]
     if "test" not in splits and any(one.split is not None for one in source.candidates):
         run.warn("no test split: a probe needs one (probe test_split: val, or splits: drawn)")
+    if all(one.split is None for one in source.candidates):
+        units = "images" if summary["groups"] is None else "groups"
+        for split, fraction in (("val", settings.val_fraction), ("test", settings.test_fraction)):
+            if fraction and split not in splits:
+                run.warn(f"nothing is left for {split}: too few {units} for {split}_fraction {fraction}")
     unlabelled = sum(part["unlabelled"] for part in splits.values())
     if classes and unlabelled:
-        run.warn(f"{unlabelled:,} images lie in no class folder and have no label")
+        where = "lie in no class folder and " if source_kind == "folder" else ""
+        run.warn(f"{unlabelled:,} images {where}have no label")
     for split in ("val", "test"):
         counts = splits[split]["class_counts"] if split in splits else []
         lacking = [

@@ -14,10 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipeline.errors import BadData
+from pipeline.settings import hashed_subset
 from stages.images import open_shards, packing
 from stages.images.decode import decode_rgb
-from stages.images.sources import SourceError
 from stages.settings.shard import Shard
+from stages.sources.candidates import SourceError
 
 
 def save(path: Path, number: int, size: tuple[int, int] = (12, 10), **options: Any) -> Path:
@@ -142,7 +143,8 @@ def test_every_unreadable_image_is_listed(tmp_path: Path, run_stage: RunStage, c
     listed = rejected(files)
     assert {one["path"]: one["reason"] for one in listed} == {
         "cat/cut.jpg": "Premature end of JPEG file",
-        "cat/deep.png": "16-bit or 32-bit image (PNG, mode I;16): convert it to 8 bits a channel",
+        "cat/deep.png": "16-bit or 32-bit image (PNG, mode I;16): set `window: [low, high]`, or convert it to 8 bits a "
+        "channel",
         "cat/empty.png": "the file is empty",
         "cat/page.jpg": "not an image of a known kind",
     }
@@ -282,12 +284,37 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]):
 
 
 def test_a_wrong_source_is_told_in_words():
-    with pytest.raises(ValidationError, match="write folder:PATH or sklearn:digits, not 'images'"):
+    with pytest.raises(ValidationError, match=r"write folder:PATH, csv:PATH, .* or sklearn:digits"):
         Shard.model_validate({"source": "images"})
-    schema = Shard.model_json_schema()["properties"]["source"]
-    assert (schema["type"], schema["hashed"]) == ("string", False)
-    assert [bool(re.search(schema["pattern"], text)) for text in ("folder:a", "sklearn:digits", "a")] == [
-        True,
-        True,
-        False,
-    ]
+    one, several = Shard.model_json_schema()["properties"]["source"]["anyOf"]
+    assert (one["type"], several["type"]) == ("string", "array")
+    right = ("folder:a", "csv:a.csv", "parquet:a*", "wds:a/b.tar", "torchvision:CIFAR10", "sklearn:digits")
+    assert all(re.search(one["pattern"], text) for text in right)
+    assert not any(re.search(one["pattern"], text) for text in ("a", "csv:", "torchvision:a b", "sklearn:iris"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"source": []}, "a list of sources has folder:PATH only"),
+        ({"source": ["folder:a", "csv:b.csv"]}, "a list of sources has folder:PATH only"),
+        ({"source": ["folder:a", "folder:a/"]}, "names a folder once"),
+        ({"source": "folder:a", "columns": {"label": "x"}}, "columns is for csv:, parquet:, wds: and not for folder:a"),
+        ({"source": "wds:a", "images_root": "b"}, "images_root is for csv:, parquet: and not for wds:a"),
+        ({"source": "csv:a", "download_folder": "b"}, "download_folder is for torchvision: and not for csv:a"),
+        ({"source": "folder:a", "split_values": {"x": "train"}}, "split_values is for csv:, parquet:, wds:"),
+        ({"source": "csv:a", "split_values": {"x": "dev"}}, "Input should be 'train', 'val' or 'test'"),
+        ({"source": "csv:a", "columns": {"label": "x", "labels": "y"}}, "name one of them"),
+        ({"source": "csv:a", "columns": {"group": "x"}, "group_pattern": "y"}, "name one of them"),
+        ({"source": "folder:a", "group_pattern": "(a"}, "no regular expression .*unterminated subpattern"),
+    ],
+)
+def test_settings_of_sources_fit_together(wrong: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        Shard.model_validate_json(json.dumps(wrong), strict=True)
+
+
+def test_where_files_lie_does_not_count_and_how_they_are_read_does():
+    kept = hashed_subset(Shard.model_validate({"source": "csv:a", "images_root": "b"}))
+    assert not {"source", "images_root", "download_folder", "workers"} & kept.keys()
+    assert {"columns", "split_values", "group_pattern", "allow_group_in_splits", "splits", "labels"} <= kept.keys()
