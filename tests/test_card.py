@@ -64,6 +64,10 @@ def test_card_has_the_keys_that_are_agreed(saved: Path) -> None:
         "projector": {"layers": 2, "hidden": 8, "dimension": 4},
         "parameters": 19572,
         "weights": {"source": "initialised", "licence": None},
+        "channels": 3,
+        "neck": None,
+        "labels_seen": [],
+        "head": None,
     }
 
 

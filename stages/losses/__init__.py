@@ -1,5 +1,7 @@
 """Losses."""
 
+from stages.losses.loss import Loss, Task
 from stages.losses.nt_xent import contrastive_accuracy, nt_xent
+from stages.losses.registry import LOSSES, build_loss
 
-__all__ = ["contrastive_accuracy", "nt_xent"]
+__all__ = ["LOSSES", "Loss", "Task", "build_loss", "contrastive_accuracy", "nt_xent"]

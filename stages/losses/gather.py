@@ -35,9 +35,9 @@ def mean_over_processes(value: Tensor) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = rows.new_empty(world()[1] * rows.shape[0], *rows.shape[1:])
-        distributed.all_gather_into_tensor(gathered, rows.contiguous())
-        return gathered
+        gathered = rows.new_empty(world()[1], *rows.shape)
+        distributed.all_gather([*gathered.unbind()], rows.contiguous())
+        return gathered.flatten(0, 1)
 
     @staticmethod
     @once_differentiable

@@ -4,17 +4,32 @@ from stages.models.batch_norm import BatchNorm, convert_batch_norm
 from stages.models.card import (
     ArchitectureCard,
     DamagedModel,
+    HeadCard,
+    LabelsCard,
     ModelCard,
+    NeckCard,
     ProjectorCard,
     WeightsCard,
+    architecture_at,
     count_parameters,
+    keep_projector_layers,
     load_card,
     load_encoder,
+    load_head,
     load_weights,
+    make_card,
     save_model,
 )
-from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder
-from stages.models.optimisers import Lars, build_optimiser, learning_rate_at, scaled_learning_rate
+from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder, inflate_stem, match_channels
+from stages.models.heads import build_head
+from stages.models.optimisers import (
+    Lars,
+    build_optimiser,
+    clip_gradient,
+    learning_rate_at,
+    scaled_learning_rate,
+    set_learning_rate,
+)
 from stages.models.projector import build_projector
 
 __all__ = [
@@ -22,21 +37,33 @@ __all__ = [
     "BatchNorm",
     "DamagedModel",
     "Encoder",
+    "HeadCard",
+    "LabelsCard",
     "Lars",
     "ModelCard",
+    "NeckCard",
     "ProjectorCard",
     "UnusableBackbone",
     "Weights",
     "WeightsCard",
+    "architecture_at",
     "build_encoder",
+    "build_head",
     "build_optimiser",
     "build_projector",
+    "clip_gradient",
     "convert_batch_norm",
     "count_parameters",
+    "inflate_stem",
+    "keep_projector_layers",
     "learning_rate_at",
     "load_card",
     "load_encoder",
+    "load_head",
     "load_weights",
+    "make_card",
+    "match_channels",
     "save_model",
     "scaled_learning_rate",
+    "set_learning_rate",
 ]

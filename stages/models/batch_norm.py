@@ -107,7 +107,7 @@ def _global_statistics(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = torch.full((1,), values.numel() // channels, dtype=dtype, device=values.device)
     packed = torch.cat([mean, variance, count])
     gathered = packed.new_empty(distributed.get_world_size(), 2 * channels + 1)
-    distributed.all_gather_into_tensor(gathered.view(-1), packed)
+    distributed.all_gather([*gathered.unbind()], packed)
     means, variances, counts = gathered.split([channels, channels, 1], dim=1)
     count = counts.sum()
     mean = (counts * means).sum(0) / count

@@ -4,18 +4,25 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder
+from stages.models.heads import Head, HeadKind, build_head
+from stages.models.neck import NeckedEncoder, build_neck
+from stages.models.projector import build_projector
+from stages.views import Policy
 
 CARD_FILE = "model.json"
 ENCODER_FILE = "encoder.safetensors"
 PROJECTOR_FILE = "projector.safetensors"
+NECK_FILE = "neck.safetensors"
+HEAD_FILE = "head.safetensors"
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 class DamagedModel(ValueError):
@@ -45,6 +52,29 @@ class ProjectorCard(_Part):
     dimension: int
 
 
+class NeckCard(ProjectorCard):
+    """The arguments of `build_neck`: the projector, and how many of its layers the encoder ends with."""
+
+    kept: int
+
+
+class LabelsCard(_Part):
+    """The labelled training images that an encoder saw: a subset of `label_subset`."""
+
+    loss: str
+    fraction: float
+    subset: int
+    seed: int
+    samples: int
+
+
+class HeadCard(_Part):
+    """The arguments of `build_head`, embedding size apart: what a classification loss trained on the embeddings."""
+
+    kind: HeadKind
+    classes: int
+
+
 class WeightsCard(_Part):
     """Where the encoder started: `initialised`, or the name of published weights with their licence, if known."""
 
@@ -62,7 +92,7 @@ class ModelCard(_Part):
     image_size: int
     """Height and width of the images that it was trained on, in pixels."""
     mean: Colour
-    """Of the normalisation, RGB in 0 to 1."""
+    """Of the normalisation, by channel, in 0 to 1."""
     std: Colour
     interpolation: Literal["bilinear", "bicubic", "nearest"]
     antialias: bool
@@ -70,6 +100,19 @@ class ModelCard(_Part):
     parameters: int
     """Numbers in the encoder's parameters."""
     weights: WeightsCard
+    channels: int = 3
+    """Of the images: 3 is RGB, 1 is grey."""
+    neck: NeckCard | None = None
+    """Layers of a projector that the encoder ends with; they count in embedding_size and parameters."""
+    labels_seen: tuple[LabelsCard, ...] = ()
+    """One entry for each fine-tuning that is behind these weights, the first one first; none: no label was seen."""
+    head: HeadCard | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelCard":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std must have a value for each of {self.channels} channels")
+        return self
 
     def to_json(self) -> str:
         """The text of model.json."""
@@ -86,8 +129,64 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def save_model(folder: Path, card: ModelCard, encoder: Encoder, projector: nn.Module | None) -> None:
-    """Write model.json, encoder.safetensors and, if there is one, projector.safetensors into an existing folder.
+def make_card(
+    kind: Literal["pretrain", "finetune"],
+    encoder: Encoder,
+    architecture: ArchitectureCard,
+    policy: Policy,
+    labels_seen: tuple[LabelsCard, ...] = (),
+    projector: ProjectorCard | None = None,
+    head: HeadCard | None = None,
+) -> ModelCard:
+    """Describe an encoder that was trained on views by `policy`."""
+    return ModelCard(
+        kind=kind,
+        architecture=architecture,
+        embedding_size=encoder.embedding_size,
+        image_size=policy.image_size,
+        mean=policy.mean,
+        std=policy.std,
+        interpolation=policy.interpolation,
+        antialias=policy.antialias,
+        projector=projector,
+        parameters=count_parameters(encoder),
+        weights=WeightsCard(source=encoder.weights.source, licence=encoder.weights.licence),
+        channels=len(policy.mean),
+        neck=NeckCard(**encoder.shape) if isinstance(encoder, NeckedEncoder) else None,
+        labels_seen=labels_seen,
+        head=head,
+    )
+
+
+def architecture_at(card: ModelCard, image_size: int) -> ArchitectureCard:
+    """The architecture of an encoder that goes on with images of another size: the stem stays what it is.
+
+    Raises:
+        UnusableBackbone: its weights are for the size that it was built for.
+    """
+    if image_size == card.image_size:
+        return card.architecture
+    limit = card.architecture.small_stem_up_to
+    kept = max(limit, image_size) if card.image_size <= limit else min(limit, image_size - 1)
+    architecture = card.architecture.model_copy(update={"small_stem_up_to": kept})
+    unfit = UnusableBackbone(
+        f"a {architecture.backbone} that was trained on images of {card.image_size} pixels takes none of {image_size}"
+    )
+    with torch.random.fork_rng(devices=[]):
+        then = build_encoder(**card.architecture.model_dump() | {"pretrained": False}, image_size=card.image_size)
+        try:
+            now = build_encoder(**architecture.model_dump() | {"pretrained": False}, image_size=image_size)
+        except UnusableBackbone as error:
+            raise unfit from error
+    if _difference(then.state_dict(), now.state_dict()):
+        raise unfit
+    return architecture
+
+
+def save_model(
+    folder: Path, card: ModelCard, encoder: Encoder, projector: nn.Module | None, head: nn.Module | None = None
+) -> None:
+    """Write model.json, encoder.safetensors and what there is of projector, neck and head into an existing folder.
 
     The encoder's tensors have the names of torchvision or timm. Equal weights give equal bytes, on any device and in
     any memory format.
@@ -96,6 +195,10 @@ def save_model(folder: Path, card: ModelCard, encoder: Encoder, projector: nn.Mo
     save_file(_state_for_disk(encoder.library_module()), folder / ENCODER_FILE)
     if projector is not None:
         save_file(_state_for_disk(projector), folder / PROJECTOR_FILE)
+    if isinstance(encoder, NeckedEncoder):
+        save_file(_state_for_disk(encoder.neck), folder / NECK_FILE)
+    if head is not None:
+        save_file(_state_for_disk(head), folder / HEAD_FILE)
 
 
 def load_encoder(folder: Path) -> tuple[Encoder, ModelCard]:
@@ -106,17 +209,49 @@ def load_encoder(folder: Path) -> tuple[Encoder, ModelCard]:
     """
     card = load_card(folder)
     try:
-        encoder = build_encoder(**(card.architecture.model_dump() | {"pretrained": False}), image_size=card.image_size)
+        architecture = card.architecture.model_dump() | {"pretrained": False}
+        encoder = build_encoder(**architecture, image_size=card.image_size, channels=card.channels)
     except UnusableBackbone as error:
         raise DamagedModel(f"{folder / CARD_FILE}: {error}") from error
+    if card.neck is not None:
+        shape = card.neck.model_dump()
+        encoder = NeckedEncoder(encoder, build_neck(encoder.embedding_size, **shape), shape)
     if encoder.embedding_size != card.embedding_size:
         raise DamagedModel(
             f"{folder / CARD_FILE} says embedding_size {card.embedding_size}, and its architecture gives "
             f"{encoder.embedding_size}; run the stage that made it again"
         )
     load_weights(encoder.library_module(), folder / ENCODER_FILE)
+    if isinstance(encoder, NeckedEncoder):
+        load_weights(encoder.neck, folder / NECK_FILE)
     encoder.weights = Weights(card.weights.source, card.weights.licence, card.mean, card.std)
     return encoder.eval(), card
+
+
+def keep_projector_layers(encoder: Encoder, card: ModelCard, folder: Path, layers: int) -> NeckedEncoder:
+    """An encoder that ends with the first `layers` layers of its projector, in evaluation mode.
+
+    Args:
+        encoder, card: of `load_encoder(folder)`; the card has a projector of so many layers.
+
+    Raises:
+        DamagedModel: the projector cannot be read, or is not the one in model.json.
+    """
+    assert card.projector is not None
+    shape = card.projector.model_dump()
+    projector = build_projector(encoder.embedding_size, **shape)
+    load_weights(projector, folder / PROJECTOR_FILE)
+    neck = build_neck(encoder.embedding_size, **shape, kept=layers)
+    neck.load_state_dict({name: projector.state_dict()[name] for name in neck.state_dict()})
+    return NeckedEncoder(encoder, neck, shape | {"kept": layers}).eval()
+
+
+def load_head(folder: Path, card: ModelCard) -> Head:
+    """The trained head of an encoder: embeddings [N, D] -> scores [N, classes]. The card has one."""
+    assert card.head is not None
+    head = build_head(card.head.kind, card.embedding_size, card.head.classes)
+    load_weights(head, folder / HEAD_FILE)
+    return head.eval()
 
 
 def load_card(folder: Path) -> ModelCard:

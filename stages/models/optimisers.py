@@ -71,26 +71,28 @@ def build_optimiser(
     learning_rate: float,
     momentum: float,
     weight_decay: float,
+    head: nn.Module | None = None,
+    head_multiple: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Optimise the trainable parameters of `modules` in two groups.
 
     The first group holds the weights. The second holds biases and the parameters of norms (everything of one
-    dimension or none), which are neither decayed nor, by LARS, scaled (Chen et al. 2020, B.1). Set `group["lr"]` of
-    both before each step.
+    dimension or none), which are neither decayed nor, by LARS, scaled (Chen et al. 2020, B.1). A head has two groups
+    of its own after them. Before each step call `set_learning_rate`.
 
     Args:
         momentum: of LARS and SGD; AdamW keeps its betas of 0.9 and 0.999.
         weight_decay: on the gradient for LARS and SGD, on the weights for AdamW.
+        head: further parameters, whose rate is `head_multiple` times that of the others.
     """
-    weights, plain = split_parameters(modules)
     groups: list[dict[str, Any]] = []
-    if weights:
-        groups.append({"params": weights, "weight_decay": weight_decay})
-    if plain:
-        groups.append({"params": plain, "weight_decay": 0.0})
+    for parts, multiple in ((modules, 1.0), ([] if head is None else [head], head_multiple)):
+        weights, plain = split_parameters(parts)
+        for parameters, decay, adapted in ((weights, weight_decay, True), (plain, 0.0, False)):
+            if parameters:
+                group = {"params": parameters, "weight_decay": decay, "multiple": multiple}
+                groups.append(group | ({"adapted": adapted} if name == "lars" else {}))
     if name == "lars":
-        for group in groups:
-            group["adapted"] = group["params"] is weights
         return Lars(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
@@ -108,6 +110,20 @@ def split_parameters(modules: Iterable[nn.Module]) -> tuple[list[nn.Parameter], 
                     is_plain = parameter.ndim <= 1 or isinstance(module, _NORMS)
                     (plain if is_plain else weights)[parameter] = None
     return list(weights), list(plain)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step for every group, times the group's own multiple."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["multiple"]
+
+
+def clip_gradient(optimiser: torch.optim.Optimizer, largest: float | None) -> Tensor:
+    """Scale the whole gradient down to a norm of `largest`, if one is given; the norm that it had before."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    if largest is not None:
+        return nn.utils.clip_grad_norm_(parameters, largest)
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def learning_rate_at(step: int, total_steps: int, base: float, warmup_steps: int) -> float:

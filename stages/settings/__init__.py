@@ -3,10 +3,13 @@
 from pipeline.stage import Stage
 from stages.settings.augment import Augment
 from stages.settings.embed import Embed
+from stages.settings.finetune import Finetune
 from stages.settings.pretrain import Pretrain
 from stages.settings.probe import Probe
 from stages.settings.report import Report
-from stages.settings.shard import Shard
+from stages.settings.shard import IMAGE_SUFFIXES, Shard
+
+__all__ = ["IMAGE_SUFFIXES", "STAGES"]
 
 STAGES = {
     name: Stage(name, settings, module=f"stages.{name}")
@@ -14,6 +17,7 @@ STAGES = {
         "shard": Shard,
         "augment": Augment,
         "pretrain": Pretrain,
+        "finetune": Finetune,
         "embed": Embed,
         "probe": Probe,
         "report": Report,

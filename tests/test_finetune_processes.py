@@ -1,0 +1,122 @@
+"""Fine-tuning in two processes equals one: order, views, loss, figures and weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import stage_runner
+from processes import run_in_processes
+from safetensors.torch import load_file
+from torch import Tensor, distributed
+
+from pipeline.launcher import Place
+from pipeline.progress import Reporter
+from pipeline.ranks import Ranks
+from pipeline.run import Input, Run
+from stages import finetune as finetune_stage
+from stages.settings.finetune import Finetune
+
+LOSSES: list[dict[str, Any]] = [
+    {"name": "cross_entropy", "label_smoothing": 0.1},
+    {"name": "triplet"},
+    {"name": "arcface", "margin_ramp": 0.0},
+]
+SETTINGS: dict[str, Any] = {
+    "shards": "shards",
+    "encoder": "random",
+    "architecture": {"backbone": "resnet10", "width": 4},
+    "image_size": 8,
+    "label_fraction": 0.0494,
+    "batch_size": 90,  # more than there are: 71, which two processes share as 70
+    "classes_per_batch": 5,
+    "images_per_class": 6,  # half of a class's images on either side
+    "gradient_clip": 1.0,
+    "max_steps": 3,
+    "record_every_steps": 1,
+    "channels_last": False,  # channels last, torch sums the statistics of maps in float32
+    "device": "cpu",
+}
+
+
+def finetune(folder: Path, peers: Ranks, shards: Path, changes: dict[str, Any]) -> dict[str, Tensor]:
+    """The stage in one process among `peers`: ids and views of each step, metrics, and what it wrote."""
+    settings = Finetune.model_validate_json(json.dumps(SETTINGS | changes))
+    out = folder / str(peers.rank) / "files"
+    out.mkdir(parents=True)
+    inputs = {"shards": [Input("shards", "", "", "", shards)]}
+    run = Run(
+        recipe="test", step="finetune", seed=0, settings=settings, inputs=inputs, ancestors=[], out=out,
+        work=out.parent, trackers=out, reporter=Reporter("finetune", quiet=True), peers=peers,
+    )  # fmt: skip
+    found: dict[str, Tensor] = {}
+    load = finetune_stage.load
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        views = load(*arguments, **named)
+
+        def draw(images: Tensor, ids: Tensor, visits: Tensor, sizes: Tensor) -> Tensor:
+            found[f"ids/{len(found)}"] = ids
+            made = views(images, ids, visits, sizes)
+            found[f"views/{len(found)}"] = made[0]
+            return made
+
+        return draw
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune_stage, "load", watched)
+        finetune_stage.finetune(run, settings)
+    for path in out.glob("*.safetensors"):
+        found |= {f"{path.stem}/{name}": value for name, value in load_file(path).items()}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        found |= {f"metric/{name}/{values['step']}": torch.tensor(value).double() for name, value in values.items()}
+    return found
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    losses = {loss["name"]: {"loss": loss} for loss in LOSSES}
+    return losses | {"head": {"loss": LOSSES[2], "freeze": "encoder"}, "part": {"loss": LOSSES[1], "freeze": "layer1"}}
+
+
+def all_of(rank: int, folder: Path, shards: Path) -> dict[str, Tensor]:
+    size = distributed.get_world_size()
+    peers = Ranks(Place(rank, size, rank, size), distributed.FileStore(str(folder / "store"), size))
+    return {
+        f"{variant}/{name}": value
+        for variant, changes in variants().items()
+        for name, value in finetune(folder / variant, peers, shards, changes).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stage_runner(tmp_path_factory.mktemp("made"))("shard", {"source": "sklearn:digits"})
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> list[dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("two")
+    return run_in_processes(all_of, folder, folder, shards)
+
+
+@pytest.mark.xdist_group("finetune-processes")
+@pytest.mark.parametrize("variant", list(variants()))
+def test_two_processes_equal_one(of_two: list[dict[str, Tensor]], shards: Path, tmp_path: Path, variant: str) -> None:
+    plain = {"batch_size": 70} if "triplet" not in str(variants()[variant]) else {}
+    wanted = finetune(tmp_path, Ranks(), shards, variants()[variant] | plain)
+    first, second = (
+        {name.removeprefix(f"{variant}/"): value for name, value in found.items() if name.startswith(f"{variant}/")}
+        for found in of_two
+    )
+    assert first.keys() == second.keys() == wanted.keys()
+    assert sum(name.startswith("ids") for name in wanted) == 3
+    for name, value in wanted.items():
+        if name.startswith(("ids", "views")):
+            both = torch.cat([first[name], second[name]])
+            assert torch.equal(both, value) if name.startswith("ids") else torch.allclose(both, value, atol=1e-5)
+        else:
+            for found in (first, second):
+                difference = (found[name].double() - value.double()).norm()
+                assert difference <= 1e-5 * max(1.0, value.double().norm().item()), name

@@ -1,0 +1,327 @@
+"""Supervised losses against the papers' formulas as plain loops, and two processes against one."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from processes import run_in_processes
+from torch import Tensor, nn
+
+from pipeline.settings import kinds_of
+from stages.losses import LOSSES, Loss, Task, build_loss
+from stages.losses.margin_softmax import ArcFace, add_angle
+from stages.losses.triplet import Triplet, mine_hardest
+from stages.settings.finetune import Finetune
+
+ROWS, DIMENSION, CLASSES = 12, 5, 4
+LABELS = torch.tensor([0, 2, 0, 1, 1, 3, 2, 0, 1, 2, 0, 3])
+TASK = Task(DIMENSION, (4, 3, 3, 2))
+SETTINGS: list[dict[str, Any]] = [
+    {"name": "cross_entropy", "label_smoothing": 0.0},
+    {"name": "cross_entropy", "label_smoothing": 0.1},
+    {"name": "triplet", "margin": 0.3},
+    {"name": "triplet", "margin": "soft"},
+    {"name": "arcface", "scale": None, "margin": 0.3, "margin_ramp": 0.5},
+    {"name": "arcface", "scale": 5.0, "margin": 1.2, "margin_ramp": 0.0},
+]
+
+
+def name_of(settings: dict[str, Any]) -> str:
+    return "-".join(map(str, settings.values()))
+
+
+def make_rows(rows: int = ROWS, dimension: int = DIMENSION) -> Tensor:
+    return torch.randn(rows, dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def make_loss(settings: dict[str, Any], task: Task = TASK) -> Loss:
+    torch.manual_seed(7)
+    loss = build_loss(settings["name"], {key: value for key, value in settings.items() if key != "name"}, task).double()
+    for parameter in loss.parameters():  # biases off their zeros, weights of a size that matters
+        nn.init.normal_(parameter)
+    return loss
+
+
+def softmax_loss(logits: list[Tensor], label: int, smoothing: float = 0.0) -> Tensor:
+    """-sum_k q_k log p_k with q = (1 - e) onehot + e / K (Szegedy et al. 2016, section 7)."""
+    normaliser = torch.stack([logit.exp() for logit in logits]).sum().log()
+    target = [(1 - smoothing) * (k == label) + smoothing / len(logits) for k in range(len(logits))]
+    return -torch.stack([q * (logit - normaliser) for q, logit in zip(target, logits, strict=True)]).sum()
+
+
+def reference(settings: dict[str, Any], rows: Tensor, labels: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+    """The mean over anchors or rows, by loops."""
+    losses = []
+    if settings["name"] == "triplet":
+        unit = [row / row.norm() for row in rows]
+        for a, label in enumerate(labels.tolist()):
+            # Hermans et al. 2017, equation 5.
+            positives = [(unit[a] - unit[p]).norm() for p in range(len(rows)) if p != a and labels[p] == label]
+            negatives = [(unit[a] - unit[n]).norm() for n in range(len(rows)) if labels[n] != label]
+            violation = max(positives) - min(negatives)
+            soft = settings["margin"] == "soft"
+            losses.append((1 + violation.exp()).log() if soft else (settings["margin"] + violation).clamp(min=0))
+        return torch.stack(losses).mean()
+    weight = parameters["head.weight"]
+    for row, label in zip(rows, labels.tolist(), strict=True):
+        if settings["name"] == "cross_entropy":
+            logits = [weight[k] @ row + parameters["head.bias"][k] for k in range(CLASSES)]
+            losses.append(softmax_loss(logits, label, settings["label_smoothing"]))
+            continue
+        # Deng et al. 2019, equation 3; beyond pi as decided here.
+        scale, margin = settings["scale"] or 16.0, settings["margin"]
+        angles = [torch.acos(weight[k] @ row / (weight[k].norm() * row.norm())) for k in range(CLASSES)]
+        logits = [scale * torch.cos(angle + margin * (k == label)) for k, angle in enumerate(angles)]
+        if angles[label] + margin > math.pi:
+            logits[label] = scale * (torch.cos(angles[label]) - 1 + math.cos(margin))
+        losses.append(softmax_loss(logits, label))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+def test_value_and_gradients_are_those_of_the_paper(settings: dict[str, Any]) -> None:
+    loss_of = make_loss(settings)
+    rows, wanted_rows = make_rows().requires_grad_(), make_rows().requires_grad_()
+    parameters = {name: value.detach().clone().requires_grad_() for name, value in loss_of.named_parameters()}
+    loss, figures = loss_of(rows, LABELS, 1.0)
+    loss.backward()
+    wanted = reference(settings, wanted_rows, LABELS, parameters)
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-10)
+    torch.testing.assert_close(rows.grad, wanted_rows.grad, rtol=1e-9, atol=1e-11)
+    for name, parameter in loss_of.named_parameters():
+        torch.testing.assert_close(parameter.grad, parameters[name].grad, rtol=1e-9, atol=1e-11)
+    assert not any(figure.requires_grad for figure in figures.values())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+def test_under_autocast_it_is_computed_in_single_precision(settings: dict[str, Any]) -> None:
+    loss_of = make_loss(settings).float()
+    halves = make_rows().bfloat16()
+    wanted, _ = loss_of(halves.float(), LABELS, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = loss_of(halves, LABELS, 1.0)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, wanted)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_stay_finite_where_embeddings_meet(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    loss_of = make_loss(settings).to(dtype)
+    for start in (make_rows()[:1].repeat(ROWS, 1), torch.zeros(ROWS, DIMENSION), -make_rows()[:1].repeat(ROWS, 1)):
+        rows = start.to(dtype).requires_grad_()
+        head = loss_of.trained_head
+        if head is not None:  # on a prototype, and opposite to another
+            weight = head.get_parameter("weight")
+            with torch.no_grad():
+                weight[0], weight[1] = start[0], -start[0]
+        loss, _ = loss_of(rows, LABELS, 1.0)
+        loss.backward()
+        assert loss.isfinite()
+        assert rows.grad is not None
+        assert rows.grad.isfinite().all()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in loss_of.parameters())
+
+
+def test_the_registry_and_the_settings_have_the_same_losses_and_options() -> None:
+    kinds = kinds_of(Finetune.model_fields["loss"])
+    assert list(kinds) == list(LOSSES)
+    for name, kind in kinds.items():
+        options = list(inspect.signature(LOSSES[name]).parameters)
+        assert options == ["task", *(field for field in kind.model_fields if field != "name")], name
+        assert get_args(kind.model_fields["name"].annotation) == (name,)
+        assert kind.__doc__
+
+
+# Triplet
+
+
+def test_the_hardest_of_each_kind_is_found() -> None:
+    rows = nn.functional.normalize(make_rows(40, 3), dim=1)
+    labels = torch.arange(40) % 5
+    labels[7] = 9  # alone in its class
+    mined = mine_hardest(rows, labels, rows, labels)
+    for a in range(40):
+        distances = (rows - rows[a]).norm(dim=1)
+        same = (labels == labels[a]).nonzero().flatten().tolist()
+        others = [n for n in range(40) if labels[n] != labels[a]]
+        assert mined.negative[a] == min(others, key=lambda n: distances[n].item())
+        assert mined.usable[a] == (len(same) > 1)
+        if len(same) > 1:
+            assert mined.positive[a] == max((p for p in same if p != a), key=lambda p: distances[p].item())
+
+
+def test_rows_without_a_partner_do_not_count() -> None:
+    loss_of = make_loss(SETTINGS[2])
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    rows = make_rows(6)
+    unit = nn.functional.normalize(rows, dim=1)
+    losses = []
+    for a in range(5):
+        positive = max((unit[a] - unit[p]).norm() for p in range(6) if p != a and labels[p] == labels[a])
+        negative = min((unit[a] - unit[n]).norm() for n in range(6) if labels[n] != labels[a])
+        losses.append((0.3 + positive - negative).clamp(min=0))
+    assert loss_of(rows, labels, 1.0)[0].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-12)
+    for none in (torch.zeros(6, dtype=torch.int64), torch.arange(6)):
+        alone = make_rows(6).requires_grad_()
+        loss, figures = loss_of(alone, none, 1.0)
+        loss.backward()
+        assert loss.item() == 0
+        assert alone.grad is not None
+        assert not alone.grad.any()
+        assert all(figure.isfinite() for figure in figures.values())
+
+
+def test_figures_of_triplets_tell_order_from_collapse() -> None:
+    loss_of = make_loss(SETTINGS[2])
+    corners = torch.eye(CLASSES, DIMENSION, dtype=torch.float64)[LABELS]
+    loss, figures = loss_of(corners, LABELS, 1.0)
+    assert loss.item() == 0
+    assert {name: value.item() for name, value in figures.items()} == {
+        "active_triplets": 0.0,
+        "positive_distance": 0.0,
+        "negative_distance": pytest.approx(math.sqrt(2)),
+    }
+    loss, figures = loss_of(torch.ones(ROWS, DIMENSION, dtype=torch.float64), LABELS, 1.0)
+    assert loss.item() == pytest.approx(0.3)
+    assert figures["active_triplets"].item() == 1.0
+    assert figures["negative_distance"].item() < 1e-6
+    soft, _ = make_loss(SETTINGS[3])(torch.ones(ROWS, DIMENSION, dtype=torch.float64), LABELS, 1.0)
+    assert soft.item() == pytest.approx(math.log(2))
+
+
+def test_distances_of_the_figures_are_means_over_all_pairs() -> None:
+    rows = nn.functional.normalize(make_rows(), dim=1)
+    pairs = [(i, j) for i in range(ROWS) for j in range(ROWS) if i != j]
+    _, figures = make_loss(SETTINGS[2])(make_rows(), LABELS, 1.0)
+    for name, is_same in (("positive_distance", True), ("negative_distance", False)):
+        distances = [(rows[i] - rows[j]).norm() for i, j in pairs if (LABELS[i] == LABELS[j]) == is_same]
+        assert figures[name].item() == pytest.approx(torch.stack(distances).mean().item(), rel=1e-9)
+
+
+def test_length_of_the_embeddings_does_not_matter() -> None:
+    for settings in (SETTINGS[2], SETTINGS[4]):
+        loss_of = make_loss(settings)
+        assert loss_of(make_rows() * 1e3, LABELS, 1.0)[0].item() == pytest.approx(
+            loss_of(make_rows(), LABELS, 1.0)[0].item(), rel=1e-10
+        )
+
+
+def test_many_rows_are_mined_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, wanted_figures = make_loss(SETTINGS[2])(make_rows(), LABELS, 1.0)
+    monkeypatch.setattr("stages.losses.triplet.CHUNK_ROWS", 5)
+    loss, figures = make_loss(SETTINGS[2])(make_rows(), LABELS, 1.0)
+    assert torch.equal(loss, wanted)
+    for name, figure in figures.items():
+        assert figure.item() == pytest.approx(wanted_figures[name].item(), rel=1e-12)
+
+
+# ArcFace
+
+
+def test_without_a_margin_arcface_is_the_softmax_of_scaled_cosines() -> None:
+    loss_of = make_loss({"name": "arcface", "scale": 9.0, "margin": 0.0, "margin_ramp": 0.5})
+    assert loss_of.trained_head is not None
+    cosines = nn.functional.cosine_similarity(
+        make_rows()[:, None], loss_of.trained_head.get_parameter("weight")[None], dim=2
+    )
+    wanted = nn.functional.cross_entropy(9.0 * cosines, LABELS)
+    loss, figures = loss_of(make_rows(), LABELS, 1.0)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert figures["accuracy"].item() == pytest.approx((cosines.argmax(1) == LABELS).double().mean().item())
+
+
+def test_the_margin_grows_from_nought_and_stays() -> None:
+    rows = make_rows()
+    whole = make_loss({"name": "arcface", "scale": None, "margin": 0.3, "margin_ramp": 0.0})(rows, LABELS, 0.0)[0]
+    none = make_loss({"name": "arcface", "scale": None, "margin": 0.0, "margin_ramp": 0.0})(rows, LABELS, 0.0)[0]
+    half = make_loss({"name": "arcface", "scale": None, "margin": 0.15, "margin_ramp": 0.0})(rows, LABELS, 0.0)[0]
+    ramped = make_loss({"name": "arcface", "scale": None, "margin": 0.3, "margin_ramp": 0.4})
+    values = [ramped(rows, LABELS, progress)[0].item() for progress in (0.0, 0.2, 0.4, 1.0)]
+    assert values == pytest.approx([none.item(), half.item(), whole.item(), whole.item()], rel=1e-12)
+
+
+def test_the_scale_follows_the_number_of_classes() -> None:
+    assert ArcFace(Task(4, (1,) * 1000), None, 0.3, 0.5).scale == 16
+    assert ArcFace(Task(4, (1,) * 1001), None, 0.3, 0.5).scale == 30
+    assert ArcFace(Task(4, (1,) * 1001), 20.0, 0.3, 0.5).scale == 20
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 1.0, 1.5])
+def test_the_angle_is_added_and_the_result_falls_with_it_up_to_pi(margin: float) -> None:
+    angles = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
+    shifted = add_angle(angles.cos(), margin)
+    inside = angles + margin <= math.pi
+    torch.testing.assert_close(shifted[inside], (angles + margin).cos()[inside], rtol=0, atol=1e-7)
+    assert (shifted.diff() < 0).all(), "monotone, without a jump upwards"
+    assert shifted.diff().abs().max() < 2 * math.pi / 2000, "and without one downwards"
+    cosines = torch.tensor([-1.0, -math.cos(margin), 0.0, 1.0]).requires_grad_()
+    add_angle(cosines, margin).sum().backward()
+    assert cosines.grad is not None
+    assert cosines.grad.isfinite().all()
+    assert (cosines.grad > 0).all()
+
+
+# Several processes
+
+
+def step(
+    rows: Tensor, labels: Tensor, settings: dict[str, Any], wrap: Callable[[nn.Module], nn.Module]
+) -> dict[str, Tensor]:
+    """Loss, figures and gradients, by rows and by the parameters of an encoder and of the loss."""
+    torch.manual_seed(5)
+    encoder = nn.Sequential(nn.Linear(DIMENSION, 8), nn.ReLU(), nn.Linear(8, DIMENSION)).double()
+    loss_of = make_loss(settings)
+    rows = rows.clone().requires_grad_()
+    embed = wrap(encoder)
+    measure = wrap(loss_of) if list(loss_of.parameters()) else loss_of
+    loss, figures = measure(embed(rows), labels, 1.0)
+    loss.backward()
+    assert rows.grad is not None
+    parameters = [*encoder.named_parameters(), *loss_of.named_parameters()]
+    gradients = {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+    return {"rows": rows.grad, **gradients, "loss": loss.detach(), **{f"figure {k}": v for k, v in figures.items()}}
+
+
+def step_of_rank(rank: int) -> dict[str, Tensor]:
+    mine = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
+    found = {}
+    for number, settings in enumerate(SETTINGS):
+        result = step(make_rows()[mine], LABELS[mine], settings, nn.parallel.DistributedDataParallel)
+        found |= {f"{number} {name}": value for name, value in result.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    return run_in_processes(step_of_rank, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.xdist_group("losses")
+@pytest.mark.parametrize("number", range(len(SETTINGS)), ids=lambda number: name_of(SETTINGS[number]))
+def test_two_processes_equal_one(of_ranks: list[dict[str, Tensor]], number: int) -> None:
+    wanted = step(make_rows(), LABELS, SETTINGS[number], lambda module: module)
+    first, second = of_ranks
+    assert {name for name in first if name.startswith(f"{number} ")} == {f"{number} {name}" for name in wanted}
+    # Rows are no parameters: nobody averages their gradients, so that each process has twice its share.
+    rows = torch.cat([first[f"{number} rows"], second[f"{number} rows"]]) / 2
+    assert (rows - wanted.pop("rows")).norm() <= 1e-10
+    for name, value in wanted.items():
+        for found in (first, second):
+            assert (found[f"{number} {name}"] - value).norm() <= 1e-10 * max(1.0, value.norm().item()), name
+        assert torch.equal(first[f"{number} {name}"], second[f"{number} {name}"]), name
+
+
+def test_a_triplet_of_one_image_twice_is_pulled_by_nothing_but_its_negative() -> None:
+    """The positive is the anchor's equal: the distance of nought has a derivative of nought."""
+    loss_of = Triplet(TASK, 2.0)
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).requires_grad_()
+    loss, _ = loss_of(rows, torch.tensor([0, 0, 1, 1]), 1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 - math.sqrt(2))
+    assert rows.grad is not None
+    assert rows.grad.isfinite().all()
