@@ -44,7 +44,7 @@ def save(folder: Path, step: int, state: Any) -> Path:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NotFinite(f"step {step}: {name} holds NaN or infinity; no checkpoint is written")
-    place = folder / f"step-{step:09d}"
+    place = _place(folder, step)
     private = folder / f".step-{step:09d}.tmp"
     shutil.rmtree(private, ignore_errors=True)
     (private / FILES).mkdir(parents=True)
@@ -71,9 +71,7 @@ def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
     for place in reversed(_all(folder)):
         problems = check(place)
         if not problems:
-            data = json.loads((place / FILES / "state.json").read_bytes())
-            tensors = load_file(place / FILES / "state.safetensors")
-            return Checkpoint(data["step"], _unpack(data["state"], tensors), damaged)
+            return Checkpoint(*_read(place), damaged)
         damaged.append(f"{place.name}: {problems[0].path} {problems[0].problem}")
         quarantine.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(quarantine / place.name, ignore_errors=True)
@@ -84,6 +82,21 @@ def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
             f"damaged ones lie in {quarantine}; --fresh starts again from step 0"
         )
     return None
+
+
+def load(folder: Path, step: int) -> Checkpoint:
+    """Read the checkpoint of a step that another rank has found to be as written."""
+    return Checkpoint(*_read(_place(folder, step)), [])
+
+
+def _read(place: Path) -> tuple[int, Any]:
+    """The step and the state in a checkpoint's folder."""
+    data = json.loads((place / FILES / "state.json").read_bytes())
+    return data["step"], _unpack(data["state"], load_file(place / FILES / "state.safetensors"))
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}"
 
 
 def _all(folder: Path) -> list[Path]:

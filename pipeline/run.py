@@ -1,5 +1,6 @@
 """What a stage is given: its inputs, a folder to write to, a device, and what surrounds every training loop."""
 
+import errno
 import math
 import os
 import shutil
@@ -13,12 +14,14 @@ from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import checkpoint, tracking
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import Interrupted, NotFinite, UsageError
 from pipeline.manifest import canonical_json, sync
 from pipeline.progress import Progress, Reporter
+from pipeline.ranks import Ranks
 from pipeline.settings import StageSettings, plain
 
 Batch = TypeVar("Batch")
@@ -68,8 +71,11 @@ class Run:
         recipe, step: names.
         seed: all randomness derives from it.
         out: empty folder; what is written here becomes the artifact.
+        rank, ranks: this process's number among those that run the stage together, and how many they are. What ranks
+            other than 0 write, count and say is thrown away.
         counts: data counts and headline figures for the record, see `count`.
-        settings, work, reporter, signal, in_training: for the machinery around; a stage has no use for them.
+        settings, work, checkpoints, reporter, peers, signal, in_training: for the machinery around; a stage has no use
+            for them.
     """
 
     def __init__(
@@ -85,7 +91,12 @@ class Run:
         work: Path,
         trackers: Path,
         reporter: Reporter,
+        peers: Ranks | None = None,
+        checkpoints: Path | None = None,
     ):
+        self.peers = peers or Ranks()
+        self.rank, self.ranks = self.peers.rank, self.peers.size
+        self.checkpoints = checkpoints or work / "checkpoints"
         self.recipe, self.step, self.seed, self.out = recipe, step, seed, out
         self.settings, self.work, self.reporter = settings, work, reporter
         self._trackers = trackers
@@ -142,12 +153,18 @@ class Run:
         It stays in full precision: its precision is one for the whole process, and the steps of a recipe differ; see
         `autocast`.
         """
-        return tracking.accelerator_with(getattr(self.settings, "trackers", ()), self._trackers)
+        trackers = getattr(self.settings, "trackers", ())
+        if self.ranks == 1:
+            return tracking.accelerator_with(trackers, self._trackers)
+        with self.peers.announced():
+            return tracking.accelerator_with(trackers, self._trackers, cpu=self.device.type == "cpu")
 
     @cached_property
     def device(self) -> torch.device:
         """Where to compute: the setting `device`, or what Accelerate finds."""
         wanted = getattr(self.settings, "device", "auto")
+        if self.ranks > 1:
+            return self.peers.device(self.step, wanted)
         if wanted == "auto":
             return self.accelerator.device
         present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -158,6 +175,42 @@ class Run:
     def autocast(self, precision: str) -> torch.autocast:
         """The context for an encoder's arithmetic in `fp32` or `bf16`."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+    # Several ranks
+
+    def distribute(self, module: nn.Module) -> nn.Module:
+        """The module to call in training: its weights start as those of rank 0, gradients are means over all ranks.
+
+        What is optimised and saved stays `module`. Alone, and where it has no weights to train, it is returned itself.
+        """
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self.ranks == 1 or not trained:
+            return module
+        network = self.accelerator.prepare_model(_Distributed(module))
+        # DistributedDataParallel takes the order of its first backward pass for all others. This one is the same at
+        # every start: after a resume, sums over three ranks and more round as they would have without.
+        network().backward()
+        for parameter in trained:
+            parameter.grad = None
+        return network
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """[n, ...] of each rank -> all of them in order of rank, on every rank; n may differ. Without gradient."""
+        return self.peers.gather(rows)
+
+    def check_divides(self, setting: str, batch_size: int) -> None:
+        """Refuse a global batch that cannot be shared out evenly.
+
+        Raises:
+            UsageError: names the setting and the nearest sizes that can.
+        """
+        left_over = batch_size % self.ranks
+        if left_over:
+            smaller, larger = batch_size - left_over, batch_size - left_over + self.ranks
+            near = f"{smaller} or {larger}" if smaller else str(larger)
+            raise UsageError(
+                f"{self.step}.{setting}: {batch_size} cannot be shared evenly by {self.ranks} processes; {near} can"
+            )
 
     # Training
 
@@ -180,8 +233,25 @@ class Run:
         if self.signal is not None or not self.in_training:
             raise Interrupted(number)
         self.signal = number
+        if self.rank > 0:
+            return
         # Straight to the descriptor: the handler may have come in the middle of another line.
         os.write(2, f"signal {number}: ends after this step, with a checkpoint\n".encode())
+
+
+class _Distributed(nn.Module):
+    """A module that, called with nothing, gives 0 as a function of all weights that are trained."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        if inputs:
+            return self.module(*inputs)
+        return torch.stack(
+            [(parameter * 0).sum() for parameter in self.module.parameters() if parameter.requires_grad]
+        ).sum()
 
 
 class Training:
@@ -198,7 +268,6 @@ class Training:
         self._record_every: int = settings.record_every_steps
         self._checkpoint_every: int = settings.checkpoint_every_steps
         self._log_every: float = settings.log_every_seconds
-        self._checkpoints = run.work / "checkpoints"
         self._metrics = run.work / "metrics.jsonl"
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -223,7 +292,7 @@ class Training:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._run.in_training = False
         self._progress.__exit__()
-        self._run.accelerator.end_training()
+        tracking.finish(self._run.accelerator)
         if kind is None:
             shutil.copyfile(self._metrics, self._run.out / "metrics.jsonl")
 
@@ -249,10 +318,10 @@ class Training:
                 self._flush(now - window_started, self.done - window_first)
                 window_started, window_first = now, self.done
             self._progress.advance(1, self._note)
-            stop = self._run.signal
-            if self.done < self._total and (stop is not None or self.done % self._checkpoint_every == 0):
-                self._save()
-            if stop is not None:
+            stop = self._run.peers.largest(self._run.signal or 0)  # all ranks stop after the same step
+            if self.done < self._total and (stop or self.done % self._checkpoint_every == 0):
+                self._run.peers.alone(self._save)
+            if stop:
                 raise Interrupted(stop)
 
     def record(self, **values: Tensor | float) -> None:
@@ -300,16 +369,34 @@ class Training:
             "metrics_bytes": self._metrics.stat().st_size,
             "sums": self._sums,
             "counts": self._counts,
-            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+            "random": [torch.get_rng_state(), *self._device_random()],
         }
-        checkpoint.save(self._checkpoints, self.done, {"loop": loop, "state": state})
+        checkpoint.save(self._run.checkpoints, self.done, {"loop": loop, "state": state})
         event = {"event": "checkpoint", "at": time.time(), "step": self.done}
         append_line(self._run.work / "attempts.jsonl", event)
 
+    def _device_random(self) -> list[Tensor]:
+        device = self._run.device
+        return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+
+    def _find(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole. Rank 0 looks for it, and the others read the same."""
+        run, found = self._run, None
+
+        def look() -> None:
+            nonlocal found
+            found = checkpoint.load_latest(run.checkpoints, run.work / "quarantine")
+
+        run.peers.alone(look)
+        # A checkpoint is of step 1 or a later one.
+        step = run.peers.largest(found.step if found is not None else 0)
+        return checkpoint.load(run.checkpoints, step) if run.rank > 0 and step else found
+
     def _resume(self) -> None:
-        found = checkpoint.load_latest(self._checkpoints, self._run.work / "quarantine")
+        self._metrics.touch()
+        found = self._find()
         if found is None:
-            self._metrics.write_bytes(b"")
+            os.truncate(self._metrics, 0)
             return
         for damage in found.damaged:
             self._run.warn(f"checkpoint set aside: {damage}")
@@ -319,13 +406,20 @@ class Training:
         os.truncate(self._metrics, loop["metrics_bytes"])
         self._sums, self._counts = loop["sums"], loop["counts"]
         torch.set_rng_state(loop["random"][0])
-        if torch.cuda.is_available() and len(loop["random"]) == 1 + torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(loop["random"][1:])
+        if self._run.device.type == "cuda" and len(loop["random"]) > 1:
+            torch.cuda.set_rng_state(loop["random"][1], self._run.device)
         self.done = found.step
         self._run.reporter.line(f"resumes after step {self.done:,} of {self._total:,}")
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:
-    """Append one line of JSON."""
-    with path.open("ab") as file:
-        file.write(canonical_json(entry) + b"\n")
+    """Append one line of JSON, all of it or nothing: a disk that fills up leaves no half line behind."""
+    line = canonical_json(entry) + b"\n"
+    with path.open("ab", buffering=0) as file:
+        whole = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(whole)
+            raise

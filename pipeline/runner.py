@@ -2,14 +2,16 @@
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline import provenance
 from pipeline.comparison import differences
 from pipeline.errors import UsageError
+from pipeline.launcher import Place
 from pipeline.recipe import Recipe, Step
-from pipeline.settings import Estimate, artifact_stages, hashed_subset
+from pipeline.settings import Call, Estimate, artifact_stages, hashed_subset
 from pipeline.store import Record, Store, Version
 
 State = Literal["up to date", "resume", "run", "waits"]
@@ -51,6 +53,8 @@ class Planner:
     """Called with what takes a while."""
     look: bool = True
     """Look at foreign files again, rather than trust the last look."""
+    fetch: bool = False
+    """Download what a foreign source lacks."""
     fresh: bool = False
     """Checkpoints will be discarded."""
     forced: frozenset[str] = frozenset()
@@ -65,9 +69,15 @@ class Planner:
         input_records = self._input_records(step, known)
         inputs = _digests(step, input_records)
         for field, source in step.settings.foreign_inputs().items():
-            found = provenance.fingerprint(source, self.store.sources(), look=self.look, tell=self.tell)
+            try:
+                found = provenance.fingerprint(
+                    source, self.store.sources(), look=self.look, fetch=self.fetch, tell=self.tell, call=_call
+                )
+            except UsageError as error:
+                raise UsageError(f"{error}{self._way_without_source(step)}") from error
             if found is None:
-                return Planned(step, "run", "first run: its source was never looked at")
+                why = "its source is fetched first" if source.fetch and self.look else "its source was never looked at"
+                return Planned(step, "run", f"first run: {why}")
             inputs[field] = found.value
         seed = self.recipe.seed if step.settings.depends_on_seed() else None
         names_seen = _lineage_names(self.store, self.recipe, input_records) if step.settings.reads_ancestors else None
@@ -83,6 +93,20 @@ class Planner:
             return Planned(step, "resume", "from its last checkpoint", **facts)
         why = "forced" if record is not None else _why(self.store, self.recipe, step, seed, inputs)
         return Planned(step, "run", why, **facts)
+
+    def _way_without_source(self, step: Step) -> str:
+        """How a recipe goes on where a source is gone and what was made of it is not."""
+        made = self.store.latest(self.recipe.name, step.name)
+        readers = [
+            f"--set {one.name}.{field}={made.reference}"
+            for one in self.recipe.steps.values()
+            for field, names in one.references().items()
+            if made is not None and names == [step.name]
+        ]
+        if not readers:
+            return ""
+        last = " ".join(one.name for one in self.recipe.sinks() if one.name != step.name)
+        return f"; what was made of it is in the store still: `simclr run RECIPE {last} {' '.join(readers)}` reads that"
 
     def _input_records(self, step: Step, known: dict[str, Planned]) -> dict[str, list[tuple[str, Record]]]:
         """By setting: (name, record) of what it names, from the steps before or from the store."""
@@ -114,20 +138,39 @@ def plan(planner: Planner, selected: Sequence[str] = ()) -> list[Planned]:
     return list(known.values())
 
 
-def run(planner: Planner, selected: Sequence[str], announce: Callable[[Planned], None]) -> list[Finished]:
+def joined(place: Place) -> AbstractContextManager[Any]:
+    """Take this process's place among several; yields the `ranks` of `run` and `follow`, None where it is alone."""
+    return nullcontext() if place.ranks == 1 else _worker().joined(place)
+
+
+def follow(planner: Planner, ranks: Any) -> None:
+    """As a rank other than 0: take part in what rank 0 runs, until it has finished."""
+    _worker().follow(planner.store, planner.recipe, ranks)
+
+
+def run(
+    planner: Planner, selected: Sequence[str], announce: Callable[[Planned], None], ranks: Any = None
+) -> list[Finished]:
     """Bring the selected steps (all, if none) and what they need up to date.
 
     Args:
         announce: called with each step before it runs or is passed over.
+        ranks: of `joined`, where several processes share the work and this is rank 0.
     """
+    planner = replace(planner, fetch=True)
     store, recipe = planner.store, planner.recipe
     store.prepare()
     known: dict[str, Planned] = {}
     finished = []
-    for step in recipe.needed(selected):
+    needed = recipe.needed(selected)
+    is_checked = False
+    for number, step in enumerate(needed):
         planned = planner.plan(step, known)
         announce(planned)
-        record = planned.record or _execute(planner, planned)
+        if planned.record is None and not is_checked:
+            _worker().check_settings(needed[number:])  # a wrong name is told before the first hour, not after it
+            is_checked = True
+        record = planned.record or _execute(planner, planned, ranks)
         known[step.name] = Planned(step, "up to date", planned.why, planned.key, record)
         version = store.name(recipe.name, step.name, record)
         finished.append(Finished(planned, version, record, ran=planned.record is None))
@@ -148,7 +191,9 @@ def estimate(store: Store, planned: Sequence[Planned]) -> dict[str, Estimate]:
         inputs = {field: made[name] for field, names in step.references().items() for name in names if name in made}
         for field, source in step.settings.foreign_inputs().items():
             found = provenance.fingerprint(source, store.sources(), look=False)
-            inputs[field] = Estimate(found.files, 0, found.size_bytes) if found else Estimate(disk_bytes=0)
+            inputs[field] = (
+                Estimate(found.samples or found.files, 0, found.size_bytes) if found else Estimate(disk_bytes=0)
+            )
         guess = step.settings.estimate(inputs)
         if one.record is None:
             made[step.name] = needed[step.name] = guess
@@ -171,9 +216,20 @@ def looks(store: Store, planned: Sequence[Planned]) -> dict[str, float]:
     return ages
 
 
-def _execute(planner: Planner, planned: Planned) -> Record:
+def _call(named: Call) -> Any:
+    """Call a function of a stage's that lists or fetches files."""
+    return getattr(importlib.import_module(named.module), named.function)(*named.arguments)
+
+
+def _worker() -> Any:
     # By name: the worker brings torch along, which `status` and `--help` must not wait for.
-    worker = importlib.import_module("pipeline.worker")
+    return importlib.import_module("pipeline.worker")
+
+
+def _execute(planner: Planner, planned: Planned, ranks: Any) -> Record:
+    assert planned.input_records is not None
+    _require_whole(planner.store, planned.step, planned.input_records)
+    worker = _worker()
     job = worker.Job(
         recipe=planner.recipe.name,
         step=planned.step,
@@ -184,7 +240,16 @@ def _execute(planner: Planner, planned: Planned) -> Record:
         fresh=planner.fresh,
         force=planned.step.name in planner.forced,
     )
-    return worker.run_step(planner.store, job)
+    return worker.run_step(planner.store, job, ranks)
+
+
+def _require_whole(store: Store, step: Step, input_records: dict[str, list[tuple[str, Record]]]) -> None:
+    """Refuse to run a step on what is not as it was published: its inputs, and all behind them that it looks at."""
+    read = [one for group in input_records.values() for _, one in group]
+    if step.settings.reads_ancestors:
+        read = [ancestor for one in read for ancestor in store.ancestors(one)]
+    for one in {one.digest: one for one in read}.values():
+        store.require_whole(one)
 
 
 def _digests(step: Step, input_records: dict[str, list[tuple[str, Record]]]) -> dict[str, Any]:

@@ -6,24 +6,30 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from filelock import SoftFileLease, Timeout
 
 from pipeline import provenance
-from pipeline.errors import Held, Interrupted
+from pipeline.errors import Held, Interrupted, UsageError
 from pipeline.manifest import FILES, replace_file
 from pipeline.progress import Reporter
-from pipeline.recipe import Step
+from pipeline.ranks import Ranks, joined
+from pipeline.recipe import Recipe, Step
+from pipeline.resources import exhausted
 from pipeline.run import Ancestor, Input, Run, append_line
 from pipeline.settings import changed_subset, hashed_subset, plain
 from pipeline.store import Record, Store
+
+__all__ = ["Job", "check_settings", "follow", "joined", "run_step"]
 
 LEASE_SECONDS = 30.0
 
@@ -47,8 +53,31 @@ class Job:
     """Make the result current, even if another was."""
 
 
-def run_step(store: Store, job: Job) -> Record:
-    """Run a step alone in this process.
+def check_settings(steps: Iterable[Step]) -> None:
+    """Let the stages of steps that may run check what they can before anything does: names that only libraries know.
+
+    A stage that has something to check has a function `check_settings` beside its own.
+
+    Raises:
+        UsageError: names the step.
+    """
+    for step in steps:
+        check = getattr(importlib.import_module(step.stage.module), "check_settings", None)
+        if check is None:
+            continue
+        try:
+            check(step.settings)
+        except ValueError as error:
+            if getattr(error, "exit_code", None) != UsageError.exit_code:
+                raise
+            raise UsageError(f"{step.name}: {error}") from error
+
+
+def run_step(store: Store, job: Job, ranks: Ranks | None = None) -> Record:
+    """Run a step in this process, and in those of `ranks` too if its stage uses them.
+
+    Args:
+        ranks: where there are several, of which this is rank 0.
 
     Returns:
         The record of what is current for its key afterwards.
@@ -71,9 +100,13 @@ def run_step(store: Store, job: Job) -> Record:
         out = work / f"out.tmp-{os.getpid()}"
         (out / FILES).mkdir(parents=True)
         reporter = Reporter(job.step.name)
-        run = _run(store, job, out / FILES, work, reporter)
+        peers = ranks if ranks is not None and job.step.settings.uses_ranks else Ranks()
+        run = _run(store, job, out / FILES, work, reporter, peers)
         try:
-            _attempt(work, run, job)
+            if run.ranks > 1:
+                peers.tell(_order(job))
+            with _together(run):
+                _attempt(work, run, job)
             digest, size_bytes = store.publish(out, job.step.stage.name)
         finally:
             shutil.rmtree(out, ignore_errors=True)  # nothing is left there where it was published
@@ -94,7 +127,7 @@ def run_step(store: Store, job: Job) -> Record:
             size_bytes=size_bytes,
             code=attempts[-1]["code"],
             environment=provenance.environment()
-            | {"device": str(run.device) if "device" in vars(run) else None, "threads": torch.get_num_threads()},
+            | {"device": str(run.device) if "device" in vars(run) else None, "threads": attempts[-1]["threads"]},
             attempts=attempts,
             counts=run.counts,
             messages=reporter.messages,
@@ -109,6 +142,72 @@ def run_step(store: Store, job: Job) -> Record:
         return current
 
 
+def follow(store: Store, recipe: Recipe, ranks: Ranks) -> None:
+    """As a rank other than 0, run the steps that rank 0 tells of, until it tells the end."""
+    with _signals(_end_now):
+        while (order := ranks.listen()) is not None:
+            job = _job(store, recipe, order, ranks)
+            with tempfile.TemporaryDirectory(prefix="simclr-") as folder:
+                out = Path(folder) / FILES
+                out.mkdir()
+                checkpoints = store.work(job.step.stage.name, job.key) / "checkpoints"
+                run = _run(store, job, out, Path(folder), Reporter(job.step.name, quiet=True), ranks, checkpoints)
+                with _together(run), _signals(run.receive):
+                    _call(run, job)
+
+
+def _order(job: Job) -> dict[str, Any]:
+    """What the other ranks cannot know by themselves, as plain data."""
+    records = {
+        field: [[name, one.stage, one.key, one.digest] for name, one in group]
+        for field, group in job.input_records.items()
+    }
+    return {"step": job.step.name, "key": job.key, "seed": job.seed, "inputs": job.inputs, "records": records}
+
+
+def _job(store: Store, recipe: Recipe, order: dict[str, Any], ranks: Ranks) -> Job:
+    """The job that an order of rank 0 means, held against what this rank's own command says of it."""
+    step = recipe.steps.get(order["step"])
+    key = None
+    if step is not None:
+        hashed = hashed_subset(step.settings)
+        key = provenance.step_key(step.stage.name, step.stage.version, order["seed"], hashed, order["inputs"])
+    if step is None or key is None or key != order["key"]:
+        raise UsageError(
+            f"rank {ranks.rank} has other settings of {order['step']} than rank 0: give all the same recipe and options"
+        )
+    records = {
+        field: [(name, store.record(*place)) for name, *place in group] for field, group in order["records"].items()
+    }
+    return Job(recipe.name, step, order["seed"], key, order["inputs"], records)
+
+
+@contextmanager
+def _together(run: Run) -> Iterator[None]:
+    """A process group, where several ranks run a step; it ends once all are done."""
+    if run.ranks == 1:
+        yield
+        return
+    with run.peers.group(run.device):
+        yield
+    run.peers.meet()
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler`."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)
+
+
+def _end_now(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
 def _clear(work: Path) -> None:
     """Empty a finished step's work folder, but for the lease, which is still held."""
     for path in work.iterdir():
@@ -118,7 +217,15 @@ def _clear(work: Path) -> None:
             path.unlink()
 
 
-def _run(store: Store, job: Job, out: Path, work: Path, reporter: Reporter) -> Run:
+def _run(
+    store: Store,
+    job: Job,
+    out: Path,
+    work: Path,
+    reporter: Reporter,
+    peers: Ranks,
+    checkpoints: Path | None = None,
+) -> Run:
     inputs = {
         field: [Input(name, one.stage, one.key, one.digest, store.files(one.stage, one.digest)) for name, one in group]
         for field, group in job.input_records.items()
@@ -138,35 +245,54 @@ def _run(store: Store, job: Job, out: Path, work: Path, reporter: Reporter) -> R
     return Run(
         recipe=job.recipe, step=job.step.name, seed=job.seed or 0, settings=job.step.settings, inputs=inputs,
         ancestors=ancestors, out=out, work=work, trackers=store.trackers(job.recipe, job.step.name, job.key),
-        reporter=reporter,
+        reporter=reporter, peers=peers, checkpoints=checkpoints,
     )  # fmt: skip
 
 
 def _attempt(work: Path, run: Run, job: Job) -> None:
     """Call the stage's function, with signals caught, and log how the attempt began and ended."""
-    stage = job.step.stage
-    function = getattr(importlib.import_module(stage.module), stage.name)
     log = work / "attempts.jsonl"
     start = {
         "at": time.time(),
         "host": socket.gethostname(),
         "process": os.getpid(),
-        "ranks": 1,
+        "ranks": run.ranks,
+        "threads": torch.get_num_threads(),
         "code": provenance.code(),  # of now: it may be another by the end
     }
     append_line(log, {"event": "start"} | start)
-    handlers = {number: signal.signal(number, run.receive) for number in (signal.SIGINT, signal.SIGTERM)}
     ended = "failed"
     try:
-        function(run, job.step.settings)
+        with _signals(run.receive):
+            _call(run, job)
         ended = "finished"
     except Interrupted:
         ended = "interrupted"
         raise
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         append_line(log, {"event": "end", "at": time.time(), "ended": ended})
+
+
+def _call(run: Run, job: Job) -> None:
+    """Call the stage's function."""
+    stage = job.step.stage
+    try:
+        getattr(importlib.import_module(stage.module), stage.name)(run, job.step.settings)
+    except Exception as error:
+        no_space = exhausted(error, job.step.name, _settings_to_lower(job.step))
+        if no_space is not None:
+            raise no_space from error
+        raise
+
+
+def _settings_to_lower(step: Step) -> list[str]:
+    """What the recipe says that needs less memory when it is lowered, by dotted keys: of the step, or of an input."""
+    keys = []
+    for key in type(step.settings).lower_for_memory:
+        first, _, rest = key.partition(".")
+        is_of_input = first in step.references()
+        keys.append(f"{step.references()[first][0]}.{rest}" if is_of_input else f"{step.name}.{key}")
+    return keys
 
 
 def _attempts(work: Path) -> list[dict[str, Any]]:

@@ -1,33 +1,41 @@
 """SimCLR: make two views of every image of a batch, and learn to tell which two belong together."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import UsageError
+from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
 from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.images import Shards, open_shards
 from stages.images.loader import BatchLoader
 from stages.images.order import order
-from stages.images.schedule import Shuffled
+from stages.images.schedule import OnePerGroup, Shuffled
 from stages.losses import contrastive_accuracy, nt_xent
+from stages.losses.gather import gather_rows, mean_over_processes
 from stages.models import (
     ArchitectureCard,
     Encoder,
     ModelCard,
     ProjectorCard,
-    WeightsCard,
+    architecture_at,
     build_encoder,
     build_optimiser,
     build_projector,
+    clip_gradient,
     convert_batch_norm,
     count_parameters,
     learning_rate_at,
+    load_card,
     load_encoder,
+    make_card,
+    match_channels,
     save_model,
     scaled_learning_rate,
+    set_learning_rate,
 )
+from stages.models.encoders import require_backbone
 from stages.settings.pretrain import Pretrain
 from stages.views import Policy, evaluation_view, load, read_policy
 
@@ -36,9 +44,15 @@ RANKME_SAMPLES_PER_DIMENSION = 10  # below that the estimate depends on their nu
 UNIFORMITY_ROWS = 512
 
 
+def check_settings(settings: Pretrain) -> None:
+    """What can be said before anything runs. Raises UnusableBackbone."""
+    if settings.encoder is None:
+        require_backbone(settings.architecture.backbone)
+
+
 def pretrain(run: Run, settings: Pretrain) -> None:
     """Write encoder.safetensors, projector.safetensors, model.json and metrics.jsonl."""
-    shards = _training_images(run, settings)
+    shards, batch_size = _training_images(run, settings)
     encoder, architecture, policy = _encoder(run, settings)
     projector = build_projector(encoder.embedding_size, **settings.projector.model_dump())
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -46,9 +60,15 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         convert_batch_norm(module)
         module.to(run.device).to(memory_format=memory_format)
     views = load(policy, run.seed, run.device)
-    batches = BatchLoader(shards, Shuffled(run.seed, len(shards), settings.batch_size), settings.workers)
-    steps = min(settings.epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
-    rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, settings.batch_size)
+    network = run.distribute(Network(encoder, projector))
+    if settings.one_per_group:
+        schedule = OnePerGroup(run.seed, shards.groups.numpy(), batch_size)
+    else:
+        schedule = Shuffled(run.seed, len(shards), batch_size)
+    batches = BatchLoader(shards, schedule, settings.workers, run.rank, run.ranks)
+    epochs = settings.epochs_for(batches.steps_per_epoch)
+    steps = min(epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
+    rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, batch_size)
     warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)
     optimiser = build_optimiser(
         settings.optimiser.name,
@@ -64,24 +84,25 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         state |= {"probe": probe.linear, "probe_optimiser": probe.optimiser}
     run.say(
         f"{architecture.backbone} of width {architecture.width}, {count_parameters(encoder):,} parameters; "
-        f"{len(shards):,} images, {steps:,} steps of {settings.batch_size}, learning rate {rate:.4g} on {run.device}"
+        f"{len(shards):,} images, {steps:,} steps of {batch_size} ({epochs:,} epochs), learning rate {rate:.4g} on "
+        f"{run.device}"
     )
     with run.training(
-        state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=settings.batch_size
+        state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=batch_size
     ) as training:
         for step, batch in training.steps(batches.load):
             epoch = step // batches.steps_per_epoch
             pair = views(batch.images, batch.sample_ids, epoch, batch.sizes)  # [2, B, 3, h, w]
             with run.autocast(settings.precision):
-                embeddings = encoder(pair.flatten(0, 1).contiguous(memory_format=memory_format))  # [2B, D]
-                view_a, view_b = projector(embeddings).chunk(2)
+                # [2B, D] and [2B, d]
+                embeddings, projections = network(pair.flatten(0, 1).contiguous(memory_format=memory_format))
+            view_a, view_b = projections.chunk(2)
             loss = nt_xent(view_a, view_b, settings.temperature)
             optimiser.zero_grad()
             loss.backward()
-            gradient_norm = _clip(optimiser, settings.gradient_clip)
+            gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
             learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate
+            set_learning_rate(optimiser, learning_rate)
             optimiser.step()
 
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm)
@@ -90,26 +111,39 @@ def pretrain(run: Run, settings: Pretrain) -> None:
             if training.line_is_due:
                 training.record(**_geometry(view_a.detach(), view_b.detach()))
             if (step + 1) % (batches.steps_per_epoch * settings.health_every_epochs) == 0 or step + 1 == steps:
-                health = _rankme(encoder, projector, shards, policy, settings)
+                health = _rankme(run, encoder, projector, shards, policy, settings, batch_size)
                 if health:
                     training.write_line(**health)
     batches.close()
 
-    save_model(run.out, _card(settings, encoder, architecture, policy), encoder, projector)
+    save_model(run.out, _card(run, settings, encoder, architecture, policy), encoder, projector)
     run.count(samples=len(shards), steps=steps, **training.latest)
 
 
-def _training_images(run: Run, settings: Pretrain) -> Shards:
+def _training_images(run: Run, settings: Pretrain) -> tuple[Shards, int]:
+    """The images, and how many of them make a batch."""
     shards = open_shards(run.input("shards"), "train")
-    if len(shards) < settings.batch_size:
+    if len(shards) < 2:
+        raise BadData(f"{run.step}: there is one training image, and SimCLR tells images apart: it takes two at least")
+    count, what = len(shards), "training images"
+    if settings.one_per_group:
+        count, what = len(shards.groups.unique()), "groups of training images"
+        if count < 2:
+            raise UsageError(f"{run.step}.one_per_group: all training images are of one group; leave the setting out")
+    elif shards.has_groups:
+        run.say("images of a group may be negatives of one another; `one_per_group: true` keeps them apart")
+    batch_size = settings.batch_size_for(count, read_policy(run.input("views")).image_size)
+    if settings.batch_size is None:
+        run.say(f"batch_size is fitted: {batch_size} of the {count:,} {what}")
+    run.check_divides("batch_size", batch_size)
+    if count < batch_size:
         raise UsageError(
-            f"{run.step}.batch_size: {settings.batch_size} is more than the {len(shards)} training images; "
-            f"set it to {len(shards)} or less"
+            f"{run.step}.batch_size: {batch_size} is more than the {count} {what}; set it to {count} or less"
         )
     needed = RANKME_SAMPLES_PER_DIMENSION * settings.projector.dimension
     if needed > len(shards):
         run.say(f"RankMe is left out: it needs {needed:,} images, ten for each dimension of the projector")
-    return shards
+    return shards, batch_size
 
 
 def _encoder(run: Run, settings: Pretrain) -> tuple[Encoder, ArchitectureCard, Policy]:
@@ -118,54 +152,52 @@ def _encoder(run: Run, settings: Pretrain) -> tuple[Encoder, ArchitectureCard, P
     torch.manual_seed(run.seed)  # the encoder is the first to draw: `random` in the stage embed has the same weights
     if run.is_artifact("encoder"):
         encoder, card = load_encoder(run.input("encoder"))
+        is_inflated = match_channels(encoder, card.channels, len(policy.mean))
         encoder.train()
-        architecture = card.architecture
+        architecture = architecture_at(card, policy.image_size)
+        if is_inflated:
+            run.say(f"the encoder's first layer, made for RGB images, is inflated to {len(policy.mean)} channels")
+            return encoder, architecture, policy
         return encoder, architecture, policy.model_copy(update={"mean": card.mean, "std": card.std})
-    encoder = build_encoder(**settings.architecture.model_dump(), image_size=policy.image_size)
+    encoder = build_encoder(
+        **settings.architecture.model_dump(), image_size=policy.image_size, channels=len(policy.mean)
+    )
     if encoder.weights.mean is not None:
         run.say(f"starts from {encoder.weights.source}, licence: {encoder.weights.licence or 'not stated'}")
         policy = policy.model_copy(update={"mean": encoder.weights.mean, "std": encoder.weights.std})
     return encoder, ArchitectureCard(**settings.architecture.model_dump()), policy
 
 
-def _card(settings: Pretrain, encoder: Encoder, architecture: ArchitectureCard, policy: Policy) -> ModelCard:
-    return ModelCard(
-        kind="pretrain",
-        architecture=architecture,
-        embedding_size=encoder.embedding_size,
-        image_size=policy.image_size,
-        mean=policy.mean,
-        std=policy.std,
-        interpolation=policy.interpolation,
-        antialias=policy.antialias,
-        projector=ProjectorCard(**settings.projector.model_dump()),
-        parameters=count_parameters(encoder),
-        weights=WeightsCard(source=encoder.weights.source, licence=encoder.weights.licence),
-    )
-
-
-def _clip(optimiser: torch.optim.Optimizer, largest: float | None) -> Tensor:
-    """The norm of the whole gradient, as it was before it was clipped."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    if largest is not None:
-        return nn.utils.clip_grad_norm_(parameters, largest)
-    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+def _card(run: Run, settings: Pretrain, encoder: Encoder, architecture: ArchitectureCard, policy: Policy) -> ModelCard:
+    labels_seen = load_card(run.input("encoder")).labels_seen if run.is_artifact("encoder") else ()
+    projector = ProjectorCard(**settings.projector.model_dump())
+    return make_card("pretrain", encoder, architecture, policy, labels_seen, projector)
 
 
 def _geometry(view_a: Tensor, view_b: Tensor) -> dict[str, Tensor | float]:
-    """How far the task is solved, and how the projections lie on the sphere (Wang and Isola 2020)."""
+    """How far the task is solved, and how the projections lie on the sphere (Wang and Isola 2020), of all ranks."""
+    all_a, all_b = gather_rows(view_a), gather_rows(view_b)
     return {
         "contrastive_accuracy": contrastive_accuracy(view_a, view_b),
-        "alignment": alignment(view_a, view_b),
-        "uniformity": uniformity(view_a, UNIFORMITY_ROWS),
+        "alignment": alignment(all_a, all_b),
+        "uniformity": uniformity(all_a, UNIFORMITY_ROWS),
     }
 
 
 @torch.no_grad()
 def _rankme(
-    encoder: Encoder, projector: nn.Module, shards: Shards, policy: Policy, settings: Pretrain
+    run: Run,
+    encoder: Encoder,
+    projector: nn.Module,
+    shards: Shards,
+    policy: Policy,
+    settings: Pretrain,
+    batch_size: int,
 ) -> dict[str, float]:
-    """RankMe of the projections of a fixed sample of images, as a share of the dimension (Garrido et al. 2023)."""
+    """RankMe of the projections of a fixed sample of images, as a share of the dimension (Garrido et al. 2023).
+
+    Each rank projects its part of the sample. In evaluation mode nothing is exchanged but the projections.
+    """
     samples = RANKME_SAMPLES_PER_DIMENSION * settings.projector.dimension
     if samples > len(shards):
         return {}
@@ -173,8 +205,11 @@ def _rankme(
     projector.eval()
     device = next(encoder.parameters()).device
     projections = []
-    for first in range(0, samples, settings.batch_size):
-        positions = order(0, 0, len(shards))[first : min(first + settings.batch_size, samples)]
+    for first in range(0, samples, batch_size):
+        positions = order(0, 0, len(shards))[first : min(first + batch_size, samples)]
+        positions = np.array_split(positions, run.ranks)[run.rank]
+        if not len(positions):
+            continue
         batch = shards.batch(positions, settings.workers)
         images = evaluation_view(
             batch.images.to(device), batch.sizes, policy.image_size, policy.mean, policy.std,
@@ -183,12 +218,27 @@ def _rankme(
         projections.append(projector(encoder(images)))
     encoder.train()
     projector.train()
-    effective_rank = rankme(torch.cat(projections))
+    if not projections:  # this rank had no part in it
+        projections = [torch.empty(0, settings.projector.dimension, device=device)]
+    effective_rank = rankme(run.gather(torch.cat(projections)))
     return {
         "rankme": effective_rank,
         "rankme_share": effective_rank / settings.projector.dimension,
         "rankme_samples": samples,
     }
+
+
+class Network(nn.Module):
+    """Encoder and projector as one module, which is what several processes share."""
+
+    def __init__(self, encoder: Encoder, projector: nn.Module):
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, C, h, w] -> embeddings [N, D] and their projections [N, d]"""
+        embeddings = self.encoder(images)
+        return embeddings, self.projector(embeddings)
 
 
 class OnlineProbe:
@@ -201,14 +251,17 @@ class OnlineProbe:
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)
             self.linear = nn.Linear(embedding_size, classes).to(run.device)
+        self._distributed = run.distribute(self.linear)
         self.optimiser = torch.optim.AdamW(self.linear.parameters(), lr=PROBE_LEARNING_RATE)
 
     def step(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """One step on [N, D] and [N]; returns the accuracy before it. Labels of -1 do not count."""
+        """One step on [N, D] and [N] of each rank; returns the accuracy of all before it. Labels of -1 do not count."""
+        # The mean over the ranks, as of the gradients; where there is no label at all, the sums are 0 as well.
+        labelled = mean_over_processes((labels >= 0).sum().float()).clamp(min=1e-6)
         with torch.enable_grad():
-            scores = self.linear(embeddings.float())
-            loss = F.cross_entropy(scores, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+            scores = self._distributed(embeddings.to(self.linear.weight.dtype))
+            loss = F.cross_entropy(scores, labels, ignore_index=-1, reduction="sum") / labelled
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return (scores.argmax(1) == labels).sum() / (labels >= 0).sum().clamp(min=1)
+        return mean_over_processes((scores.argmax(1) == labels).sum().float()) / labelled

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
+from stages.settings.training import Optimiser, map_bytes, weight_bytes
 
 
 class Projector(Settings):
@@ -15,36 +16,17 @@ class Projector(Settings):
     dimension: int = setting(128, "width of the last layer", ge=2)
 
 
-class Optimiser(Settings):
-    """Optimiser and learning-rate schedule (warm-up, then cosine to zero, per step)."""
-
-    name: Literal["lars", "sgd", "adamw"] = setting("lars", "LARS: You et al. 2017")
-    learning_rate: float = setting(1.0, "before scaling by the batch size", gt=0)
-    scaling: Literal["linear", "square_root", "none"] = setting(
-        "linear", "linear: rate x batch / 256; square_root: rate x sqrt(batch); none: the rate as it is"
-    )
-    momentum: float = setting(0.9, "of SGD and LARS", ge=0, lt=1)
-    weight_decay: float = setting(1e-4, "not applied to biases and norms", ge=0)
-    warmup_epochs: float = setting(10.0, "linear warm-up; at most a tenth of the steps where a run is short", ge=0)
-
-
-# Counted with torch's saved-tensor hooks at 32 and 224 pixels: what the backward pass keeps of one view, as a multiple
-# of the stem's output; and parameters at width 64. Others are taken for a ResNet-50.
-MAPS = {"resnet10": 11, "resnet18": 30, "resnet34": 43, "resnet50": 107, "resnet101": 160, "resnet152": 220}
-PARAMETERS = {
-    "resnet10": 5e6,
-    "resnet18": 11e6,
-    "resnet34": 21e6,
-    "resnet50": 24e6,
-    "resnet101": 43e6,
-    "resnet152": 58e6,
-}
+FITTED_STEPS = 1000
+FITTED_BATCHES = ((64, 256), (128, 128))
+"""Largest fitted batch for views of so many pixels at most; 64 for larger ones."""
 
 
 class Pretrain(StageSettings):
     """SimCLR: two views of each image, NT-Xent over the global batch (Chen et al. 2020)."""
 
     stage_version: ClassVar[int] = 2
+    uses_ranks: ClassVar[bool] = True
+    lower_for_memory: ClassVar[tuple[str, ...]] = ("batch_size", "views.image_size", "architecture.width")
 
     shards: str = artifact("shard", description="images to learn from: their training part")
     views: str = artifact("augment", description="the view policy")
@@ -54,9 +36,19 @@ class Pretrain(StageSettings):
     architecture: Architecture = setting(Architecture(), "of a new encoder")
     projector: Projector = setting(Projector(), "the head that the loss sees")
     optimiser: Optimiser = setting(Optimiser(), "optimiser and schedule")
-    epochs: int = setting(200, "passes over the training images", ge=1)
+    epochs: int | None = setting(
+        200, "passes over the training images; null: as many as max_steps needs, or else 1,000 steps", ge=1
+    )
     max_steps: int | None = setting(None, "stop after this many steps, if that is less than the epochs", ge=1)
-    batch_size: int = setting(512, "images in a global batch: each gives two views", ge=2)
+    batch_size: int | None = setting(
+        512,
+        "images in a global batch: each gives two views; null: a power of two, at most half of the training images "
+        "and 64 to 256 by the size of the views",
+        ge=2,
+    )
+    one_per_group: bool = setting(
+        False, "where images have groups: one image of each an epoch, so that they are not negatives of one another"
+    )
     temperature: float = setting(0.5, "of NT-Xent", gt=0)
     gradient_clip: float | None = setting(None, "largest norm of the whole gradient", gt=0)
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoder's arithmetic; the loss is always fp32")
@@ -72,16 +64,26 @@ class Pretrain(StageSettings):
         (), "experiment trackers, by Accelerate", hashed=False
     )
 
+    def batch_size_for(self, images: int, image_size: int) -> int:
+        """The batch size, or the one that fits so many training images and views of so many pixels."""
+        if self.batch_size is not None:
+            return self.batch_size
+        largest = next((batch for size, batch in FITTED_BATCHES if image_size <= size), 64)
+        half = 2 ** ((images // 2).bit_length() - 1) if images >= 2 else 0  # the power of two below
+        return min(max(half, min(images, 4)), largest)
+
+    def epochs_for(self, steps_per_epoch: int) -> int:
+        """The epochs, or as many as it takes for the steps that are wanted."""
+        return self.epochs or -(-(self.max_steps or FITTED_STEPS) // steps_per_epoch)
+
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         pixels = inputs["views"].sample_bytes / 12 if "views" in inputs else 224**2
-        weights = 4 * PARAMETERS.get(self.architecture.backbone, 30e6) * (self.architecture.width / 64) ** 2
-        if pixels > self.architecture.small_stem_up_to**2:
-            pixels /= 16
-        maps = MAPS.get(self.architecture.backbone, 110) * self.architecture.width * pixels * 4
+        weights, maps = weight_bytes(self.architecture), map_bytes(self.architecture, pixels)
         scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
-        batch = 2 * self.batch_size * maps * scalar_bytes + 16 * (2 * self.batch_size) ** 2
         shards = inputs["shards"] if "shards" in inputs else Estimate()
-        canvases = 2 * self.batch_size * shards.sample_bytes  # of this batch and the next
+        batch_size = self.batch_size_for(shards.samples or 2**62, round(pixels**0.5))
+        batch = 2 * batch_size * maps * scalar_bytes + 16 * (2 * batch_size) ** 2
+        canvases = 2 * batch_size * shards.sample_bytes  # of this batch and the next
         memory_bytes = int(LIBRARIES_BYTES + 4 * weights + 1.3 * batch + canvases)
         # Two checkpoints of weights and momentum lie on disk beside the result.
-        return Estimate(shards.samples, 0, int(6 * weights), memory_bytes)
+        return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)
