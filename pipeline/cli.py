@@ -1,23 +1,25 @@
 """The command line: `simclr COMMAND`. Results go to stdout, progress and errors to stderr."""
 
 import errno
+import gc
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import display, runner
+from pipeline import display, encoders, launcher, runner
 from pipeline.comparison import compare
-from pipeline.errors import DamagedArtifact, Interrupted, NoSpace, UsageError
+from pipeline.errors import AlreadyTold, DamagedArtifact, Interrupted, UsageError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.resources import exhausted
 from pipeline.schema import recipe_schema
 from pipeline.store import Record, Store, Version
-from stages.settings import STAGES
+from stages.settings import IMAGE_SUFFIXES, STAGES
 
 STALE = 3
 OF_THE_USER = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -79,26 +81,43 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, why, and what it needs.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard checkpoints of steps that run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Rerun the steps even if they are up to date.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="On this machine; each has a GPU, or its share of the cores.")
+    ] = None,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a recipe up to date: run what is new or changed, resume what was interrupted, reuse the rest."""
-    checked, opened = _recipe(recipe, overrides, seed), Store(store)
-    forced = runner.forced_steps(checked, steps or ()) if force else frozenset()
-    planner = runner.Planner(opened, checked, display.tell, fresh=fresh, forced=forced)
-    if dry_run:
-        planned = runner.plan(planner, steps or ())
-        estimates = runner.estimate(opened, planned)
-        if as_json:
-            _print_json([_planned_json(one) | asdict(estimates[one.step.name]) for one in planned])
-        else:
-            display.dry_run(planned, estimates)
+    """Bring a recipe up to date: run what is new or changed, resume what was interrupted, reuse the rest.
+
+    Under torchrun, accelerate launch or srun the same command takes part as one of several processes.
+    """
+    place = launcher.read_place(processes)
+    if place.ranks == 1 and (processes or 1) > 1 and not dry_run:
+        _recipe(recipe, overrides, seed).needed(steps or ())  # what is wrong here is said once, not by every process
+        Store(store)
+        code = launcher.launch([sys.executable, "-m", "pipeline.cli", *sys.argv[1:]], processes or 1)
+        if code:
+            raise AlreadyTold(code)
         return
-    finished = runner.run(planner, steps or (), display.announce)
-    if as_json:
-        _print_json([_finished_json(opened, one) for one in finished])
-    else:
-        display.results(opened, checked, finished, steps or ())
+    with runner.joined(place) as ranks:
+        checked, opened = _recipe(recipe, overrides, seed), Store(store)
+        forced = runner.forced_steps(checked, steps or ()) if force else frozenset()
+        planner = runner.Planner(opened, checked, display.tell, fresh=fresh, forced=forced)
+        if place.rank > 0:
+            runner.follow(planner, ranks)
+        elif dry_run:
+            planned = runner.plan(planner, steps or ())
+            estimates = runner.estimate(opened, planned)
+            if as_json:
+                _print_json([_planned_json(one) | asdict(estimates[one.step.name]) for one in planned])
+            else:
+                display.dry_run(planned, estimates)
+        else:
+            finished = runner.run(planner, steps or (), display.announce, ranks)
+            if as_json:
+                _print_json([_finished_json(opened, one) for one in finished])
+            else:
+                display.results(opened, checked, finished, steps or ())
 
 
 def _planned_json(planned: runner.Planned) -> dict[str, Any]:
@@ -264,6 +283,51 @@ def verify(
         raise typer.Exit(DamagedArtifact.exit_code)
 
 
+@app.command(epilog="Example: simclr embed digits/simclr@latest photos --out features.parquet")
+def embed(
+    reference: Reference,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images, in folders below it too.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .parquet file; replaced when the new one is done.")],
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Vectors of the images of any folder: path, label (the folder an image lies in) and vector.
+
+    What cannot be read is named and left out; exit 6 if that is all of it.
+    """
+    encoder = Store(store).load(reference)
+    counts = encoders.embed_folder(
+        encoder, folder, out, IMAGE_SUFFIXES, batch_size=batch_size, device=device, workers=workers
+    )
+    if as_json:
+        _print_json({"encoder": encoder.reference} | counts)
+    else:
+        print(f"{out}  {counts['images']:,} vectors of {counts['dimension']} numbers")
+
+
+@app.command(epilog="Example: simclr export digits/simclr@latest digits-encoder --format safetensors")
+def export(
+    reference: Reference,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty, or an earlier export.")],
+    kind: Annotated[
+        Literal["torchvision", "timm", "safetensors"],
+        typer.Option("--format", help="The library that loads it; safetensors: this one."),
+    ],
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """An encoder for use elsewhere: weights under the library's names, preprocessing, and code that loads them."""
+    encoder = Store(store).load(reference)
+    files = encoders.export(encoder, folder, kind)
+    if as_json:
+        _print_json({"encoder": encoder.reference, "format": kind, "folder": str(folder), "files": files})
+    else:
+        print(f"{folder}  {', '.join(files)}; README.md shows how it is loaded")
+
+
 @app.command(epilog="Example: simclr schema --out recipe.schema.json")
 def schema(
     out: Annotated[Path | None, typer.Option(help="A file, instead of stdout.")] = None,
@@ -283,7 +347,9 @@ def main() -> None:
     # Threads of a kernel that wait for one another sleep instead of spinning: alone it cost up to a tenth,
     # on a busy host it was up to three times faster. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    sys.exit(guarded(lambda: app(standalone_mode=False)))
+    code = guarded(lambda: app(standalone_mode=False))
+    gc.freeze()  # the interpreter's end would look through all objects of torch and its neighbours, for a second
+    sys.exit(code)
 
 
 def guarded(command: Callable[[], Any]) -> int:
@@ -293,6 +359,8 @@ def guarded(command: Callable[[], Any]) -> int:
         if result == 130:  # how the parser's library tells of Ctrl-C
             return _fail("interrupted; the same command resumes", 130)
         return result if isinstance(result, int) else 0
+    except AlreadyTold as end:
+        return end.exit_code
     except Interrupted as interruption:
         return _fail("interrupted; the same command resumes", interruption.exit_code)
     except KeyboardInterrupt:
@@ -302,14 +370,15 @@ def guarded(command: Callable[[], Any]) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            place = f" at {error.filename}" if error.filename else ""
-            return _fail(f"the disk is full{place}; free some and give the same command again", NoSpace.exit_code)
+        full = exhausted(error, "simclr")
+        if full is not None:
+            return _fail(str(full), full.exit_code)
         code = getattr(error, "exit_code", UsageError.exit_code if error.errno in OF_THE_USER else None)
         if code is None:
             raise
         return _fail(str(error), code)
     except Exception as error:
+        error = exhausted(error, "simclr") or error
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise  # a fault of ours: the traceback is what we need to mend it, and Python exits with 1

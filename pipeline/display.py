@@ -43,6 +43,7 @@ def results(store: Store, recipe: Recipe, finished: Sequence[Finished], selected
     for one in finished:
         if one.planned.step.name not in wanted:
             continue
+        store.require_whole(one.record)
         files = store.files(one.record.stage, one.record.digest)
         for path in sorted(files.glob("*.json")):
             content = json.loads(path.read_bytes())

@@ -36,7 +36,7 @@ class BadData(PipelineError):
 
 
 class NoSpace(PipelineError):
-    """The disk is full, or will be."""
+    """No space: the disk is full, or memory is exhausted."""
 
     exit_code = 7
 
@@ -47,10 +47,24 @@ class NotFinite(PipelineError):
     exit_code = 8
 
 
+class RankLost(PipelineError):
+    """Another rank died or hangs."""
+
+    exit_code = 9
+
+
 class Held(PipelineError):
     """Another process is at the same work."""
 
     exit_code = 75
+
+
+class AlreadyTold(PipelineError):
+    """The end because of a rank that failed, and that said why."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(f"a rank ended with exit code {exit_code}")
+        self.exit_code = exit_code
 
 
 class Interrupted(BaseException):

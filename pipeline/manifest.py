@@ -7,6 +7,7 @@ without replacing, sync the parent. A reader sees all of it or nothing.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,12 @@ def seal(folder: Path) -> str:
     return sha256_bytes(manifest)
 
 
-def check(folder: Path) -> list[FileProblem]:
-    """Hold `folder`/files against `folder`/manifest.json; an empty list means that every byte is as it was written."""
+def check(folder: Path, known: Mapping[str, list[int]] | None = None) -> list[FileProblem]:
+    """Hold `folder`/files against `folder`/manifest.json; an empty list means that every byte is as it was written.
+
+    Args:
+        known: stamps of files that were found whole (see `stamps`): one that has its stamp still is not read again.
+    """
     files = folder / FILES
     try:
         expected = json.loads((folder / MANIFEST).read_bytes())["files"]
@@ -69,11 +74,24 @@ def check(folder: Path) -> list[FileProblem]:
             problems.append(FileProblem(name, "is missing"))
         elif path.stat().st_size != entry["size"]:
             problems.append(FileProblem(name, f"has {path.stat().st_size} bytes instead of {entry['size']}"))
+        elif known and known.get(name) == _stamp(path):
+            continue
         elif sha256_file(path) != entry["sha256"]:
             problems.append(FileProblem(name, "has other content"))
     present = {path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file()}
     problems += [FileProblem(name, "is not in the manifest") for name in sorted(present - set(expected))]
     return problems
+
+
+def stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and times of every file of `folder`/files: none can be written to without another stamp."""
+    files = folder / FILES
+    return {path.relative_to(files).as_posix(): _stamp(path) for path in sorted(files.rglob("*")) if path.is_file()}
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]  # the last cannot be set by hand
 
 
 def sync(path: Path) -> None:

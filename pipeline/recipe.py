@@ -15,10 +15,12 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import UsageError
 from pipeline.settings import (
+    Settings,
     StageSettings,
     artifact_stages,
     artifact_words,
     is_artifact_field,
+    kinds_of,
     names_artifact,
 )
 from pipeline.stage import Stage
@@ -179,13 +181,15 @@ def _read_step(name: str, values: Any, stages: Mapping[str, Stage]) -> tuple[Ste
 
 def _problem(step: str, stage: Stage, details: ErrorDetails) -> str:
     """One line from one validation error."""
-    keys = [str(part) for part in details["loc"]]
+    keys, group, kinds = _locate(stage.settings, details["loc"])
     place = ".".join([step, *keys])
     if details["type"] == "extra_forbidden":
-        allowed = _fields(stage.settings, keys[:-1])
+        allowed = list(group.model_fields)
         return f"{place}: no such setting{_nearest(keys[-1], allowed)}; allowed: {', '.join(allowed)}"
     if details["type"] == "missing":
-        return f"{place}: is missing ({_description(stage.settings, keys)})"
+        return f"{place}: is missing ({group.model_fields[keys[-1]].description})"
+    if kinds:  # the group itself is wrong, not a key in it
+        return _kind_problem(place, details["input"], kinds)
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "literal_error":
         expected = re.findall("'([^']*)'", details["ctx"]["expected"])
@@ -194,16 +198,36 @@ def _problem(step: str, stage: Stage, details: ErrorDetails) -> str:
     return f"{place}: {message[0].lower()}{message[1:]}, not {details['input']!r}" if keys else f"{place}: {message}"
 
 
-def _fields(settings: Any, keys: Sequence[str]) -> list[str]:
-    for key in keys:
-        settings = settings.model_fields[key].annotation
-    return list(settings.model_fields)
+def _locate(
+    group: type[Settings], location: Sequence[str | int]
+) -> tuple[list[str], type[Settings], dict[str, type[Settings]]]:
+    """Keys as they stand in the recipe, the group that holds the last of them, and what kinds it may itself be of.
+
+    Between a group that comes in several kinds and its keys pydantic puts the kind, which is no key.
+    """
+    keys: list[str] = []
+    inner, kinds = group, {}
+    for part in map(str, location):
+        if part in kinds:
+            inner, kinds = kinds[part], {}
+            continue
+        keys.append(part)
+        group = inner
+        field = group.model_fields.get(part)
+        kinds = {} if field is None else kinds_of(field)
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            inner = field.annotation
+    return keys, group, kinds
 
 
-def _description(settings: Any, keys: Sequence[str]) -> str:
-    for key in keys[:-1]:
-        settings = settings.model_fields[key].annotation
-    return settings.model_fields[keys[-1]].description
+def _kind_problem(place: str, value: Any, kinds: Mapping[str, Any]) -> str:
+    names = ", ".join(kinds)
+    if not isinstance(value, dict):
+        nearest = _nearest(str(value), kinds)
+        return f"{place}: is a group, {{name: {next(iter(kinds))}}}, not {value!r}{nearest}; names: {names}"
+    if "name" not in value:
+        return f"{place}.name: is missing (one of {names})"
+    return f"{place}.name: is one of {names}, not {value['name']!r}{_nearest(str(value['name']), kinds)}"
 
 
 def _check_references(steps: Mapping[Any, Any], stages: Mapping[str, Stage]) -> list[str]:
@@ -222,16 +246,22 @@ def _check_references(steps: Mapping[Any, Any], stages: Mapping[str, Stage]) -> 
                 for one in value if isinstance(value, list) else [value]:
                     if isinstance(one, str) and names_artifact(field, one):
                         words = artifact_words(field)
-                        problems += _check_reference(f"{name}.{key}", artifact_stages(field), words, one, made_by)
+                        wanted = artifact_stages(field)
+                        problems += _check_reference(f"{name}.{key}", wanted, words, one, made_by, stages)
     return problems
 
 
 def _check_reference(
-    place: str, wanted: list[str], words: list[str], reference: str, made_by: Mapping[str, Any]
+    place: str,
+    wanted: list[str],
+    words: list[str],
+    reference: str,
+    made_by: Mapping[str, Any],
+    known_stages: Mapping[str, Stage],
 ) -> list[str]:
     if reference in made_by:
-        if made_by[reference] in wanted:
-            return []
+        if made_by[reference] in wanted or made_by[reference] not in known_stages:
+            return []  # of a stage that does not exist, that is said already
         fitting = [name for name, stage in made_by.items() if stage in wanted]
         return [
             f"{place}: {reference} is made by {made_by[reference]}, "

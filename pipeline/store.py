@@ -4,10 +4,13 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import encoders
 from pipeline.errors import DamagedArtifact, UsageError
 from pipeline.manifest import (
     FILES,
@@ -20,6 +23,7 @@ from pipeline.manifest import (
     replace_file,
     seal,
     sha256_bytes,
+    stamps,
 )
 from pipeline.provenance import STORE_FORMAT
 
@@ -127,6 +131,10 @@ class Store:
     def sources(self) -> Path:
         """What was seen of foreign sources; can be deleted at any time."""
         return self.path / "sources"
+
+    def _whole(self, stage: str, digest: str) -> Path:
+        """Stamps of the files of an artifact when it was last found whole; can be deleted at any time."""
+        return self.path / "whole" / stage / f"{digest}.json"
 
     def trackers(self, recipe: str, step: str, key: str) -> Path:
         """Where experiment trackers write their files (TensorBoard)."""
@@ -267,6 +275,7 @@ class Store:
             # What lay there was damaged since: the bytes that were made anew take its place.
             self.discard(place)
             commit_folder(folder, place)
+        replace_file(self._whole(stage, digest), canonical_json(stamps(place)))  # read a moment ago, to be hashed
         return digest, sum(entry["size"] for entry in files.values())
 
     def discard(self, folder: Path) -> None:
@@ -325,13 +334,59 @@ class Store:
             problems.append(FileProblem("record", str(error)))
         return problems
 
-    def verify(self, stage: str, digest: str) -> list[FileProblem]:
-        """Read every byte of an artifact; an empty list means that all is as it was published."""
+    def verify(self, stage: str, digest: str, known: Mapping[str, list[int]] | None = None) -> list[FileProblem]:
+        """Read every byte of an artifact; an empty list means that all is as it was published.
+
+        Args:
+            known: stamps of files that need not be read again.
+        """
         build = self.build(stage, digest)
         manifest = build / MANIFEST
         if manifest.is_file() and sha256_bytes(manifest.read_bytes()) != digest:
             return [FileProblem(MANIFEST, "does not have the digest that names the artifact")]
-        return check(build)
+        return check(build, known)
+
+    def require_whole(self, record: Record) -> None:
+        """Refuse an artifact that is not as it was published. Files are read only where their size or time is new.
+
+        Raises:
+            DamagedArtifact: names the file, and how the artifact is made again.
+        """
+        seen = self._whole(record.stage, record.digest)
+        try:
+            known = json.loads(seen.read_bytes())
+        except (OSError, ValueError):
+            known = {}
+        problems = self.verify(record.stage, record.digest, known)
+        if problems:
+            more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+            raise DamagedArtifact(
+                f"{record.recipe}/{record.step}: {problems[0].path} {problems[0].problem}{more} in artifact "
+                f"{record.digest[:8]}, so nothing reads it: `simclr run RECIPE {record.step} --force` makes it again"
+            )
+        found = stamps(self.build(record.stage, record.digest))
+        if found != known:
+            with suppress(OSError):  # a store that may only be read serves as well
+                replace_file(seen, canonical_json(found))
+
+    def load(self, reference: str) -> Any:
+        """The encoder that a REF names, as a torch module in evaluation mode on the CPU, with `.preprocess`.
+
+        `encoder(torch.stack([encoder.preprocess(image) for image in images]))` gives embeddings [B, D].
+
+        Raises:
+            UsageError: nothing has that name, or it is no encoder.
+            DamagedArtifact: a file is not the one that was published.
+        """
+        version = self.resolve(reference)
+        record = self.record(version.stage, version.key, version.digest)
+        self.require_whole(record)
+        made_by: dict[str, dict[str, Any]] = {}
+        pending = [record]
+        for one in pending:  # the nearest of each stage counts
+            made_by.setdefault(one.stage, one.settings)
+            pending += [self.record(*run) for run in one.input_runs]
+        return encoders.load(self.files(record.stage, record.digest), version.reference, made_by)
 
 
 def open_store(path: Path | str | None = None) -> Store:

@@ -20,6 +20,11 @@ RunStage = Callable[..., Path]
 @pytest.fixture
 def run_stage(tmp_path: Path) -> RunStage:
     """Runs a stage's function with a real Run, outside any store; returns the folder of the files it wrote."""
+    return stage_runner(tmp_path)
+
+
+def stage_runner(folder: Path) -> RunStage:
+    """The same for fixtures of a wider scope, that have a folder of their own."""
     made = 0
 
     def run(
@@ -31,7 +36,7 @@ def run_stage(tmp_path: Path) -> RunStage:
     ) -> Path:
         nonlocal made
         made += 1
-        work = tmp_path / f"{made}-{stage}"
+        work = folder / f"{made}-{stage}"
         out = work / "files"
         out.mkdir(parents=True)
         groups = {

@@ -177,3 +177,48 @@ def test_values_of_shipped_settings(override: str, expected: str) -> None:
     with pytest.raises(UsageError) as error:
         load_recipe(CONFIGS / "digits.yaml", STAGES, [override])
     assert expected in str(error.value)
+
+
+FINETUNE = """
+steps:
+  shards: {stage: shard, source: "sklearn:digits"}
+  tuned: {stage: finetune, shards: shards, encoder: random, loss: {name: arcface}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "tuned.loss.name=arcfac",
+            "tuned.loss.name: is one of cross_entropy, triplet, arcface, not 'arcfac' (did you mean arcface?)",
+        ),
+        ("tuned.loss={margin: 1}", "tuned.loss.name: is missing (one of cross_entropy, triplet, arcface)"),
+        (
+            "tuned.loss=triplets",
+            "tuned.loss: is a group, {name: cross_entropy}, not 'triplets' (did you mean triplet?); "
+            "names: cross_entropy, triplet, arcface",
+        ),
+        (
+            "tuned.loss.margn=1",
+            "tuned.loss.margn: no such setting (did you mean margin?); allowed: name, scale, margin, margin_ramp",
+        ),
+        ("tuned.loss.scale=big", "tuned.loss.scale: input should be a valid number, not 'big'"),
+        (
+            "tuned.loss={name: triplet, margin: sof}",
+            "tuned.loss.margin: is a number above 0, or soft, not 'sof'",
+        ),
+        ("tuned.loss={name: cross_entropy, label_smoothing: 1}", "tuned.loss.label_smoothing: input should be less"),
+        ("tuned.label_fraction=0", "tuned.label_fraction: input should be greater than 0"),
+        ("tuned.projector_layers=1", "tuned: projector_layers: only a pretrained encoder has a projector"),
+    ],
+)
+def test_groups_that_come_in_several_kinds(tmp_path: Path, override: str, expected: str) -> None:
+    path = tmp_path / "tuned.yaml"
+    path.write_text(FINETUNE)
+    loss = load_recipe(path, STAGES, ["tuned.loss.margin=0.5"]).steps["tuned"].settings
+    assert loss.model_dump()["loss"] == {"name": "arcface", "scale": None, "margin": 0.5, "margin_ramp": 0.5}
+    with pytest.raises(UsageError) as error:
+        load_recipe(path, STAGES, [override])
+    (fault,) = str(error.value).splitlines()[1:]
+    assert fault.strip().startswith(expected)

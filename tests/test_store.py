@@ -1,11 +1,14 @@
 """Names, versions, REFs, and what the store refuses."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline import manifest
+from pipeline.errors import DamagedArtifact, UsageError
 from pipeline.manifest import FILES
 from pipeline.store import Record, Store, Version
 
@@ -105,3 +108,34 @@ def test_the_default_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Store().path == Path("/somewhere")
     monkeypatch.delenv("SIMCLR_STORE")
     assert Store().path == Path("artifacts")
+
+
+def test_a_whole_artifact_is_read_once_and_a_changed_one_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, _ = publish(store, "content", "a")
+    read: list[Path] = []
+    real = manifest.sha256_file
+    monkeypatch.setattr(manifest, "sha256_file", lambda path: read.append(path) or real(path))
+    store.require_whole(record)
+    assert read == [], "it was hashed a moment ago, when it was published"
+    path = store.files("train", record.digest) / "result.txt"
+    os.utime(path, (1, 1))
+    store.require_whole(record)
+    store.require_whole(record)
+    assert read == [path], "another time: it is read again, once"
+    shutil.rmtree(store.path / "whole")
+    store.require_whole(record)
+    assert read == [path, path], "what is known of it can be deleted at any time"
+
+    path.write_text("CONTENT")
+    with pytest.raises(DamagedArtifact, match=r"toy/train: result\.txt has other content.*RECIPE train --force"):
+        store.require_whole(record)
+    path.write_text("longer content")
+    with pytest.raises(DamagedArtifact, match="has 14 bytes instead of 7"):
+        store.require_whole(record)
+    path.unlink()
+    with pytest.raises(DamagedArtifact, match=r"result\.txt is missing"):
+        store.require_whole(record)
+    path.write_text("content")
+    (path.parent / "more.txt").write_text("more")
+    with pytest.raises(DamagedArtifact, match=r"more\.txt is not in the manifest"):
+        store.require_whole(record)

@@ -1,0 +1,90 @@
+"""What is done with a trained encoder outside of recipes: load it, embed a folder by it, export it.
+
+The code that knows images and models is reached by name, here and nowhere else: it brings torch along, which
+`open_store` and the quick commands must not wait for.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadData, UsageError
+from pipeline.progress import Progress, Reporter
+from pipeline.provenance import files_below
+from pipeline.resources import exhausted
+
+PACKAGE = "stages.encoders"
+
+
+def load(files: Path, reference: str, made_by: Mapping[str, Mapping[str, Any]]) -> Any:
+    """An encoder of the store as a torch module with `.preprocess`.
+
+    Args:
+        files: of the artifact.
+        reference: its name, for messages.
+        made_by: by stage, the settings of what the artifact was made of (the nearest of each stage).
+    """
+    return importlib.import_module(f"{PACKAGE}.ready").load_artifact(files, reference, made_by)
+
+
+def embed_folder(
+    encoder: Any, folder: Path, out: Path, suffixes: frozenset[str], *, batch_size: int, device: str, workers: int
+) -> dict[str, Any]:
+    """Write the vectors of all images below a folder to a Parquet file; it appears when it is complete.
+
+    Args:
+        encoder: as `load` gives it.
+        suffixes: lower-case endings of the files that are taken for images.
+
+    Returns:
+        counts, for `--json`: images, unreadable, dimension, out.
+
+    Raises:
+        UsageError: no such folder, no images in it, or `out` is no .parquet.
+        BadData: none of the images can be read.
+    """
+    if out.suffix != ".parquet" or out.is_dir():
+        raise UsageError(f"{out}: --out is a file that ends in .parquet")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: no such folder: {out.parent}")
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    images: Sequence[tuple[Path, str]] = sorted(
+        ((path, relative) for path, relative, _ in files_below(folder, suffixes)), key=lambda one: one[1]
+    )
+    if not images:
+        raise UsageError(f"{folder}: no files here ending in {', '.join(sorted(suffixes))}")
+    reporter = Reporter("embed")
+    try:
+        with Progress(reporter, len(images), "images") as progress:
+            rejected = importlib.import_module(f"{PACKAGE}.folder").embed_images(
+                encoder, images, out, batch_size=batch_size, device=device, workers=workers, advance=progress.advance
+            )
+    except Exception as error:
+        no_space = exhausted(error, "embed", ["--batch-size"])
+        if no_space is not None:
+            raise no_space from error
+        raise
+    for relative, reason in rejected:
+        reporter.warn(f"{relative}: {reason}; it is left out")
+    if len(rejected) == len(images):
+        raise BadData(f"{folder}: none of its {len(images):,} images can be read; {out} is as it was")
+    return {
+        "images": len(images) - len(rejected),
+        "unreadable": [relative for relative, _ in rejected],
+        "dimension": encoder.embedding_size,
+        "out": str(out),
+    }
+
+
+def export(encoder: Any, folder: Path, kind: str) -> list[str]:
+    """Write an encoder for use without this package; see stages/encoders/export.py.
+
+    Args:
+        kind: torchvision, timm or safetensors.
+
+    Returns:
+        Names of the files in `folder`.
+    """
+    return importlib.import_module(f"{PACKAGE}.export").export(encoder, folder, kind)
