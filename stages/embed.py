@@ -1,7 +1,7 @@
 """Features of every image of every split, one row each: what probes and retrieval look at."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.run import Run
-from stages.images import Batch, open_shards, read_summary
+from stages.images import Batch, Shards, open_shards, read_summary
 from stages.models import Encoder, build_encoder, load_encoder
-from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX
+from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbone
 from stages.settings.embed import Embed
-from stages.views import Interpolation, evaluation_view
+from stages.views import Interpolation, evaluation_view, read_policy
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,17 @@ class Source:
     antialias: bool
     dimension: int
     features: Callable[[Tensor], Tensor]
-    """[B, 3, h, w] -> [B, D]"""
+    """[B, C, h, w] -> [B, D]"""
+    labels_seen: Sequence[dict[str, Any]] = ()
+    """One entry for each fine-tuning that is behind the weights."""
+
+
+def check_settings(settings: Embed) -> None:
+    """What can be said before anything runs. Raises UnusableBackbone."""
+    if settings.encoder == "random":
+        require_backbone(settings.architecture.backbone)
+    elif settings.encoder.startswith(TIMM_PREFIX):
+        require_backbone(settings.encoder)
 
 
 def embed(run: Run, settings: Embed) -> None:
@@ -52,6 +62,8 @@ def embed(run: Run, settings: Embed) -> None:
             "key": pa.string(),
             "split": pa.string(),
             "label": pa.int32(),
+            "labels": pa.list_(pa.int32()),
+            "group": pa.string(),
             "features": pa.list_(pa.float32(), source.dimension),
         }
     )
@@ -61,23 +73,26 @@ def embed(run: Run, settings: Embed) -> None:
         run.progress(sum(counts.values()), "images") as progress,
     ):
         for split in counts:
-            for batch, keys in _batches(run, settings, split):
-                rows = _rows(source, batch, run.device)
+            shards = open_shards(folder, split)
+            for part, rows in _embedded(run, settings, source, shards):
                 columns = [
-                    pa.array(batch.sample_ids.numpy()),
-                    pa.array(keys),
-                    pa.array([split] * len(keys)),
-                    pa.array(batch.labels.numpy().astype(np.int32)),
+                    pa.array(shards.sample_ids[part].numpy()),
+                    pa.array(shards.keys[part]),
+                    pa.array([split] * len(rows)),
+                    pa.array(shards.labels[part].numpy().astype(np.int32)),
+                    pa.array(shards.label_lists[part], schema.field("labels").type),
+                    pa.array(shards.group_names[part], pa.string()),
                     pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), source.dimension),
                 ]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-                progress.advance(len(keys))
+                progress.advance(len(rows))
     encoder = {
         "kind": source.kind,
         "name": source.name,
         "stage": source.stage,
         "architecture": source.architecture,
         "image_size": source.image_size,
+        "labels_seen": source.labels_seen,
     }
     card = {
         "format": 1,
@@ -91,40 +106,56 @@ def embed(run: Run, settings: Embed) -> None:
 
 
 def _source(run: Run, settings: Embed, statistics: dict[str, Any]) -> Source:
+    mean, std = tuple(statistics["mean"]), tuple(statistics["std"])
+    channels = len(mean)
     if run.is_artifact("encoder"):
         encoder, card = load_encoder(run.input("encoder"))
+        if card.channels != channels:
+            raise UsageError(
+                f"{run.step}.encoder takes images of {card.channels} channels and the shards have {channels}: "
+                "take shards or an encoder of the other's channels"
+            )
         architecture = card.architecture.model_dump()
         return Source(
             "pretrained", card.architecture.backbone, card.kind, architecture, card.image_size, card.mean, card.std,
             card.interpolation, card.antialias, card.embedding_size, _function(encoder, run.device),
+            [one.model_dump() for one in card.labels_seen],
         )  # fmt: skip
+    image_size, interpolation, antialias = settings.image_size, "bilinear", True
+    if run.is_artifact("views"):
+        policy = read_policy(run.input("views"))
+        image_size, interpolation, antialias = policy.image_size, policy.interpolation, policy.antialias
     if settings.encoder == "pixels":
         return Source(
-            "pixels", "pixels", None, None, settings.image_size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", True,
-            3 * settings.image_size**2, lambda images: images.flatten(1),
+            "pixels", "pixels", None, None, image_size, (0.0,) * channels, (1.0,) * channels, interpolation, antialias,
+            channels * image_size**2, lambda images: images.flatten(1),
         )  # fmt: skip
     if settings.encoder == "random":
         architecture = settings.architecture.model_dump() | {"pretrained": False}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)  # as the stage pretrain does: these are the weights that it starts from
-            encoder = build_encoder(**architecture, image_size=settings.image_size)
+            encoder = build_encoder(**architecture, image_size=image_size, channels=channels)
         return Source(
-            "random", settings.architecture.backbone, None, architecture, settings.image_size,
-            _colour(statistics["mean"]), _colour(statistics["std"]), "bilinear", True,
+            "random", settings.architecture.backbone, None, architecture, image_size,
+            mean, std, interpolation, antialias,
             encoder.embedding_size, _function(encoder.eval(), run.device),
         )  # fmt: skip
-    return _from_timm(run, settings)
+    return _from_timm(run, settings, mean, std)
 
 
-def _from_timm(run: Run, settings: Embed) -> Source:
-    """A published encoder of timm, with the size, resize and normalisation of images that its weights know."""
+def _from_timm(run: Run, settings: Embed, mean: Colour, std: Colour) -> Source:
+    """A published encoder of timm, with the size, resize and normalisation of images that its weights know.
+
+    Args:
+        mean, std: of the shards, which hold instead where images are not RGB.
+    """
     published = timm.get_pretrained_cfg(settings.encoder.removeprefix(TIMM_PREFIX))
     image_size = settings.image_size if published is None else published.input_size[-1]
-    encoder = build_encoder(settings.encoder, PUBLISHED_WIDTH, 0, True, image_size)
+    encoder = build_encoder(settings.encoder, PUBLISHED_WIDTH, 0, True, image_size, len(mean))
     run.say(f"weights {encoder.weights.source}, licence: {encoder.weights.licence or 'not stated'}")
-    mean, std = encoder.weights.mean, encoder.weights.std
-    if published is None or mean is None or std is None:
+    if published is None:
         raise UsageError(f"{run.step}.encoder: timm does not say how {settings.encoder} wants its images")
+    mean, std = encoder.weights.mean or mean, encoder.weights.std or std
     interpolation = "bilinear" if published.interpolation == "bilinear" else "bicubic"
     return Source(
         "timm", settings.encoder, None, None, image_size, mean, std, interpolation, True,
@@ -137,23 +168,32 @@ def _function(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tens
     return lambda images: encoder(images.contiguous(memory_format=torch.channels_last))
 
 
-def _colour(values: list[float]) -> Colour:
-    red, green, blue = values
-    return red, green, blue
+def _embedded(run: Run, settings: Embed, source: Source, shards: Shards) -> Iterator[tuple[slice, np.ndarray]]:
+    """Consecutive parts of a split with their rows, float32 [B, D]; on ranks other than 0 nothing comes out.
 
-
-def _batches(run: Run, settings: Embed, split: str) -> Iterator[tuple[Batch, list[str]]]:
-    shards = open_shards(run.input("shards"), split)
-    for first in range(0, len(shards), settings.batch_size):
-        positions = np.arange(first, min(first + settings.batch_size, len(shards)))
-        yield shards.batch(positions, settings.workers), [shards.keys[position] for position in positions]
+    The ranks take turns, a batch each, so that every batch is composed as in a single process.
+    """
+    batches = [
+        np.arange(first, min(first + settings.batch_size, len(shards)))
+        for first in range(0, len(shards), settings.batch_size)
+    ]
+    for first in range(0, len(batches), run.ranks):
+        turn = batches[first : first + run.ranks]
+        mine = torch.empty(0, source.dimension, device=run.device)
+        if run.rank < len(turn):
+            mine = _rows(source, shards.batch(turn[run.rank], settings.workers), run.device)
+        rows = run.gather(mine).cpu().numpy()
+        if run.rank == 0:
+            for positions in turn:
+                yield slice(positions[0], positions[-1] + 1), rows[: len(positions)]
+                rows = rows[len(positions) :]
 
 
 @torch.no_grad()
-def _rows(source: Source, batch: Batch, device: torch.device) -> np.ndarray:
+def _rows(source: Source, batch: Batch, device: torch.device) -> Tensor:
     """[B, D] float32"""
     images = evaluation_view(
         batch.images.to(device), batch.sizes, source.image_size, source.mean, source.std,
         source.interpolation, source.antialias,
     )  # fmt: skip
-    return source.features(images).float().cpu().numpy()
+    return source.features(images).float()

@@ -18,27 +18,29 @@ from torch import Tensor
 from pipeline.errors import BadData, NotFinite
 from pipeline.run import Run
 from stages.evaluation import (
+    Choice,
+    Fair,
     Features,
-    LogisticPath,
-    bootstrap_interval,
+    Solver,
+    accuracy,
     classify,
-    fit_logistic_paths,
+    fair_subsets,
     held_out,
     label_subset,
     nearest,
-    principal_axes,
     read_features,
+    score,
     stratified_folds,
+    subset_size,
 )
 from stages.settings.probe import Probe
 
-FEW_LABELS_PENALTY = 0.1
-"""With fewer than two labels a class nothing is left to choose a penalty on: then it is this one (scikit-learn's C = 1
-at ten labels). It was not tuned."""
-CLASSES_FOR_TOP5 = 6
-SCORED, COMPARED = 1e-6, 1e-5
-"""Tolerance of the objective, relative: of fits with all labels or on test, and of the many that compare penalties by
-folds of a subset."""
+FEW_GROUPS = 10
+"""Test images of fewer groups than this hardly say how far a score would move with others."""
+
+
+class Unscorable(BadData):
+    """There are not the labels that a probe needs."""
 
 
 def probe(run: Run, settings: Probe) -> None:
@@ -46,27 +48,39 @@ def probe(run: Run, settings: Probe) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
-    train, test = _labelled(run, features, "train"), _labelled(run, features, settings.test_split)
-    _check_classes(run, features.classes, train, test)
-    solver = Solver(settings, len(features.classes))
-    with run.progress(2 + sum(settings.subsets), "measurements") as progress:
-        mask = held_out(train.labels.numpy(), train.ids, settings.held_out_fraction, run.seed)
+    try:
+        train, test = _labelled(run, features, "train"), _labelled(run, features, settings.test_split)
+        _check_classes(run, features.classes, train, test)
+    except Unscorable as reason:
+        if settings.without_labels == "fail":
+            raise
+        _pass(run, features, str(reason).removeprefix(f"{run.step}: "))
+        return
+    path = settings.penalties
+    solver = Solver(path.smallest, path.largest, path.count, len(features.classes), settings.max_iterations)
+    plan = _plan(run, settings, train)
+    with run.progress(2 + sum(len(fair.indices) for fair in plan.values()), "measurements") as progress:
+        mask = held_out(train.labels.numpy(), train.ids, settings.held_out_fraction, run.seed, _groups(train))
         choice, model = solver.fit(train, [mask])
         logits = model.logits(test.features, 0)
-        linear = _score(logits, test.labels, settings.bootstrap_samples, run.seed)
+        linear = score(logits, test.labels, settings.bootstrap_samples, run.seed, _groups(test))
         progress.advance()
         votes = _neighbour_votes(settings, train, test)
-        neighbours = {k: _accuracy(predicted, test.labels) for k, predicted in votes.items()}
+        neighbours = {k: accuracy(predicted, test.labels) for k, predicted in votes.items()}
         progress.advance()
-        curve = {}
-        for fraction, count in zip(settings.label_fractions, settings.subsets, strict=True):
-            subsets = []
-            for index in range(count):
-                subsets.append(_measure_subset(run.seed, settings, solver, train, test, fraction, index))
+        curve, measured = {}, {}
+        for fraction, fair in plan.items():
+            labels = subset_size(train.labels.numpy(), fraction)
+            for index in fair.indices:
+                # Shares below one label a class hold the same subset: it is measured once.
+                if (labels, index) not in measured:
+                    measured[labels, index] = _measure_subset(run.seed, settings, solver, train, test, fraction, index)
                 progress.advance()
-            curve[f"{100 * fraction:g}pct"] = _summarise(subsets)
-    curve["100pct"] = _summarise([Measured(len(train), choice, linear["top1"], neighbours)])
-    _warn(run, solver, choice)
+            subsets = [measured[labels, index] for index in fair.indices]
+            curve[f"{100 * fraction:g}pct"] = _summarise(settings, labels, fair, subsets)
+    everything = fair_subsets(_labels_seen(train), 1, 1, run.seed, lambda _: len(train))
+    curve["100pct"] = _summarise(settings, len(train), everything, [Measured(choice, linear["top1"], neighbours)])
+    _warn(run, settings, solver, choice, train)
     metrics = {
         "linear": linear
         | {
@@ -81,6 +95,8 @@ def probe(run: Run, settings: Probe) -> None:
             "train": len(train),
             "test": len(test),
             "test_split": settings.test_split,
+            "groups": _count_groups(run, train, test),
+            "largest_class": int(train.labels.bincount().max()),
             "held_out": choice.held_out,
             "folds": settings.folds,
             "standardised": "train",
@@ -99,18 +115,36 @@ def probe(run: Run, settings: Probe) -> None:
     run.count(train=len(train), test=len(test), top1=linear["top1"], **{f"knn_{k}": neighbours[k] for k in neighbours})
 
 
+def _pass(run: Run, features: Features, reason: str) -> None:
+    """Write a metrics.json that says why there is no score; the report then shows the features' health instead."""
+    run.warn(f"no probe: {reason.partition(';')[0]}")
+    metrics = {"without_labels": reason, "encoder": features.card["encoder"], "classes": features.classes}
+    (run.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    run.count(samples=len(features))
+
+
 def _labelled(run: Run, features: Features, split: str) -> Features:
     """The labelled samples of a split, and a word about those that are left out."""
     part = features.select(np.flatnonzero(features.splits == split))
     if not len(part):
         there = ", ".join(dict.fromkeys(features.splits.tolist()))
-        raise BadData(
+        raise Unscorable(
             f"{run.step}: the features have no {split} split, they have {there}; test_split names another, and the "
             "stage shard draws one with splits: drawn and test_fraction"
         )
+    several = int((part.label_counts > 1).sum())
+    if several:
+        raise Unscorable(
+            f"{run.step}: {several:,} of {len(part):,} {split} images have several labels; probes of several labels "
+            "come with a later version: until then the stage report shows such features, given as `of`, by their "
+            "health and neighbours"
+        )
     rows = np.flatnonzero(part.labels.numpy() >= 0)
     if not len(rows):
-        raise BadData(f"{run.step}: no {split} image has a label; a probe needs them (a folder for each class)")
+        raise Unscorable(
+            f"{run.step}: no {split} image has a label; a probe needs them (a folder for each class); "
+            "`without_labels: pass` goes on without"
+        )
     if len(rows) < len(part):
         run.warn(f"{len(part) - len(rows):,} of {len(part):,} {split} images have no label and are left out")
     return part.select(rows)
@@ -121,125 +155,99 @@ def _check_classes(run: Run, classes: Sequence[str], train: Features, test: Feat
     seen = train.labels.unique()
     if len(seen) < 2:
         only = classes[int(seen[0])]
-        raise BadData(f"{run.step}: all {len(train):,} training images are {only!r}; a probe needs two classes")
+        raise Unscorable(
+            f"{run.step}: all {len(train):,} training images are {only!r}; a probe needs two classes; "
+            "`without_labels: pass` goes on without"
+        )
     affected = ~torch.isin(test.labels, seen)
     if affected.any():
-        names = [repr(classes[label]) for label in test.labels[affected].unique().tolist()]
-        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        listed = _names(classes, test.labels[affected].unique().tolist())
         run.warn(f"no training image has the class {listed}: {int(affected.sum()):,} test images count as wrong")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A penalty, and how it was come to."""
-
-    penalty: float
-    path: list[dict[str, float]]
-    """Accuracy on held-out training images for each penalty that was tried; empty: it is the fixed one."""
-    held_out: int
-    at_edge: bool
-
-    @property
-    def fixed(self) -> bool:
-        return not self.path
+def _groups(part: Features) -> np.ndarray | None:
+    return part.groups if part.has_groups else None
 
 
-class Solver:
-    """Logistic regressions on features that are standardised by the rows of each fit; counts what did not converge."""
-
-    def __init__(self, settings: Probe, classes: int):
-        path = settings.penalties
-        # Six digits, so that files say 1e-05 and not 9.999999999999999e-06.
-        self.penalties = [float(f"{one:.6g}") for one in np.geomspace(path.smallest, path.largest, path.count)]
-        self.classes, self.max_iterations = classes, settings.max_iterations
-        self.fits = self.not_converged = 0
-
-    def fit(self, part: Features, masks: Sequence[np.ndarray]) -> tuple[Choice, LogisticPath]:
-        """Choose a penalty by rows held out of `part`, and fit it to all of them.
-
-        Args:
-            masks: bool [N], true for held-out rows: one part, or several folds.
-        """
-        held = [torch.from_numpy(mask) for mask in masks]
-        axes = None
-        if all(int((~mask).sum()) >= part.features.shape[1] for mask in held):
-            # Found once for all these fits. Where rows are fewer, each fit has a smaller space of its own.
-            axes = principal_axes(part.features, standardise=True)
-        if len(part) < 2 * len(part.labels.unique()):
-            choice = Choice(FEW_LABELS_PENALTY, [], 0, False)
-        else:
-            choice = self._choose(part, held, axes)
-        return choice, self._paths([(part.features, part.labels)], [choice.penalty], axes, SCORED)[0]
-
-    def _choose(self, part: Features, held: Sequence[Tensor], axes: Tensor | None) -> Choice:
-        """The penalty that is most often right on held-out rows, the largest of equals."""
-        fitted = [(part.features[~mask], part.labels[~mask]) for mask in held]
-        paths = self._paths(fitted, self.penalties, axes, SCORED if len(held) == 1 else COMPARED)
-        right = torch.zeros(len(self.penalties), dtype=torch.int64)
-        for mask, path in zip(held, paths, strict=True):
-            right += (path.predict(part.features[mask]) == part.labels[mask]).sum(1)
-        scored = sum(int(mask.sum()) for mask in held)
-        best = max(range(len(right)), key=lambda index: (int(right[index]), self.penalties[index]))
-        path = [
-            {"penalty": penalty, "accuracy": count / scored}
-            for penalty, count in zip(self.penalties, right.tolist(), strict=True)
-        ]
-        return Choice(self.penalties[best], path, scored, best in (0, len(right) - 1))
-
-    def _paths(
-        self, sets: Sequence[tuple[Tensor, Tensor]], penalties: Sequence[float], axes: Tensor | None, tolerance: float
-    ) -> list[LogisticPath]:
-        paths = fit_logistic_paths(
-            [features for features, _ in sets],
-            [labels for _, labels in sets],
-            penalties,
-            classes=self.classes,
-            standardise=True,
-            axes=axes,
-            max_iterations=self.max_iterations,
-            tolerance=tolerance,
+def _count_groups(run: Run, train: Features, test: Features) -> dict[str, int] | None:
+    """How many groups there are, and what they make impossible; None where none was declared."""
+    if not train.has_groups:
+        return None
+    train_groups, test_groups = np.unique(train.groups), np.unique(test.groups)
+    shared = int(np.isin(test.groups, train_groups).sum())
+    if shared:
+        run.warn(
+            f"{shared:,} of {len(test):,} test images are of a group that has training images too: the scores flatter"
         )
-        self.fits += sum(len(path.converged) for path in paths)
-        self.not_converged += sum(int((~path.converged).sum()) for path in paths)
-        return paths
+    if len(test_groups) < FEW_GROUPS:
+        run.warn(
+            f"the {len(test):,} test images are of {len(test_groups)} groups: too few for an interval to be relied on"
+        )
+    pairs = np.unique(np.stack([train.labels.numpy(), train.groups]), axis=1)[0]
+    counts, samples = np.bincount(pairs), np.bincount(train.labels.numpy())
+    alone = np.flatnonzero((counts == 1) & (samples > 1)).tolist()
+    if alone:
+        run.warn(
+            f"all training images of {_names(train.classes, alone)} are of one group, which stays whole: such a class "
+            "is missing either in a held-out part or in what is fitted beside it, and has no say in the penalty"
+        )
+    return {"train": len(train_groups), "test": len(test_groups), "test_images_shared": shared}
 
 
-def _warn(run: Run, solver: Solver, choice: Choice) -> None:
+def _names(classes: Sequence[str], labels: Sequence[int]) -> str:
+    """The first five of some classes."""
+    names = [repr(classes[label]) for label in labels]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _labels_seen(features: Features) -> list[dict[str, Any]]:
+    return features.card["encoder"]["labels_seen"]
+
+
+def _plan(run: Run, settings: Probe, train: Features) -> dict[float, Fair]:
+    """The subsets of each share of the labels that are measured, and a word about what is not as one would think."""
+    labels, plan = train.labels.numpy(), {}
+    classes = len(np.unique(labels))
+    for fraction, count in zip(settings.label_fractions, settings.subsets, strict=True):
+        fair = fair_subsets(_labels_seen(train), fraction, count, run.seed, lambda share: subset_size(labels, share))
+        plan[fraction] = fair
+        if round(fraction * len(train)) < classes:
+            run.say(
+                f"{fraction:.3g} of {len(train):,} labels are fewer than the {classes:,} classes: one of each makes "
+                f"{classes / len(train):.1%}"
+            )
+        if not fair.indices:
+            run.say(
+                f"label curve: nothing is measured at {100 * fraction:g}% of the labels, because the encoder saw "
+                f"others ({100 * fair.saw:g}% of all)"
+            )
+    return plan
+
+
+def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features) -> None:
     """What a reader of the figures should know."""
     if choice.at_edge:
         run.warn(
             f"the penalty that was chosen, {choice.penalty:g}, is at the edge of the path: a wider one may score "
             "higher (penalties.smallest, penalties.largest)"
         )
+    if choice.fixed and len(train) >= 2 * len(train.labels.unique()):
+        run.warn(
+            f"no group of training images can be held out without losing a class: the penalty is {choice.penalty:g}, "
+            "fixed beforehand"
+        )
     if solver.not_converged:
         run.warn(
             f"{solver.not_converged} of {solver.fits} logistic regressions did not converge within "
             f"{solver.max_iterations} iterations; raise max_iterations"
         )
-
-
-def _accuracy(predicted: Tensor, labels: Tensor) -> float:
-    return (predicted == labels).double().mean().item()
-
-
-def _score(logits: Tensor, labels: Tensor, bootstrap_samples: int, seed: int) -> dict[str, Any]:
-    """Scores of test logits [N, C]; rows of the confusion matrix are labels, columns predictions."""
-    classes = logits.shape[1]
-    right = logits.argmax(1) == labels
-    confusion = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
-    present = confusion.sum(1) > 0
-    scores: dict[str, Any] = {
-        "top1": _accuracy(logits.argmax(1), labels),
-        "top1_ci95": list(bootstrap_interval(right.numpy(), bootstrap_samples, seed)),
-        "mean_per_class": (confusion.diag()[present].double() / confusion.sum(1)[present]).mean().item(),
-        "confusion": confusion.tolist(),
-    }
-    if classes >= CLASSES_FOR_TOP5:
-        own = logits.gather(1, labels[:, None])
-        # Equal logits take turns, first class first; a class without training images is never among the five.
-        ahead = (logits > own) | ((logits == own) & (torch.arange(classes) < labels[:, None]))
-        scores["top5"] = ((ahead.sum(1) < 5) & own[:, 0].isfinite()).double().mean().item()
-    return scores
+    largest = int(train.labels.bincount().max())
+    beyond = [k for k in settings.neighbours if k > largest]
+    if beyond:
+        run.say(
+            f"k = {', '.join(map(str, beyond))} is more than the {largest:,} training images of the largest class: "
+            "other classes always vote too (neighbours)"
+        )
 
 
 def _neighbour_votes(settings: Probe, gallery: Features, queries: Features) -> dict[int, Tensor]:
@@ -253,7 +261,6 @@ def _neighbour_votes(settings: Probe, gallery: Features, queries: Features) -> d
 class Measured:
     """Scores with some of the labels; `neighbours` by k."""
 
-    labels: int
     choice: Choice
     top1: float
     neighbours: dict[int, float]
@@ -264,26 +271,36 @@ def _measure_subset(
 ) -> Measured:
     """Both classifiers on one subset of the labels; its penalty is chosen by folds inside it."""
     part = train.select(label_subset(train.labels.numpy(), train.ids, fraction, seed, index))
-    folds = min(settings.folds, len(part))
-    fold = stratified_folds(part.labels.numpy(), part.ids, folds, seed, index)
-    choice, model = solver.fit(part, [fold == number for number in range(folds)])
+    folds = min(settings.folds, len(np.unique(part.groups)))
+    masks = []
+    if folds > 1:
+        fold = stratified_folds(part.labels.numpy(), part.ids, folds, seed, index, _groups(part))
+        masks = [fold == number for number in range(folds)]
+    choice, model = solver.fit(part, masks)
     votes = _neighbour_votes(settings, part, test)
-    top1 = _accuracy(model.predict(test.features)[0], test.labels)
-    return Measured(len(part), choice, top1, {k: _accuracy(predicted, test.labels) for k, predicted in votes.items()})
+    top1 = accuracy(model.predict(test.features)[0], test.labels)
+    return Measured(choice, top1, {k: accuracy(predicted, test.labels) for k, predicted in votes.items()})
 
 
-def _summarise(subsets: Sequence[Measured]) -> dict[str, Any]:
-    """One point of the label curve: means over subsets, with their standard deviation where there are several."""
+def _summarise(settings: Probe, labels: int, fair: Fair, subsets: Sequence[Measured]) -> dict[str, Any]:
+    """One point of the label curve: means over subsets, with their standard deviation where there are several.
 
-    def scores(values: list[float]) -> dict[str, float]:
-        return {"top1": fmean(values)} | ({"sd": stdev(values)} if len(values) > 1 else {})
+    Without a fair subset the scores are None.
+    """
+
+    def scores(values: list[float]) -> dict[str, Any]:
+        mean = {"top1": fmean(values) if values else None}
+        return mean | ({"sd": stdev(values)} if len(values) > 1 else {}) | {"by_subset": values}
 
     return scores([one.top1 for one in subsets]) | {
         "subsets": len(subsets),
-        "labels": subsets[0].labels,
+        "subset_indices": list(fair.indices),
+        "encoder_saw": fair.saw,
+        "encoder_saw_exactly": fair.exact,
+        "labels": labels,
         "penalties": [one.choice.penalty for one in subsets],
-        "fixed_penalty": subsets[0].choice.fixed,
-        "knn": {str(k): scores([one.neighbours[k] for one in subsets]) for k in subsets[0].neighbours},
+        "fixed_penalty": bool(subsets) and subsets[0].choice.fixed,
+        "knn": {str(k): scores([one.neighbours[k] for one in subsets]) for k in settings.neighbours},
     }
 
 
@@ -293,6 +310,7 @@ def _write_predictions(run: Run, test: Features, logits: Tensor, neighbour_predi
     columns = {
         "id": pa.array(test.ids, pa.int64()),
         "key": pa.array(test.keys.tolist(), pa.string()),
+        "group": pa.array(test.groups, pa.int64()),
         "label": pa.array(test.labels.numpy(), pa.int32()),
         "predicted": pa.array(predicted.numpy(), pa.int32()),
         "probability": pa.array(probabilities.gather(1, predicted[:, None])[:, 0].float().numpy()),

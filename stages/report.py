@@ -14,11 +14,13 @@ from stages.images import open_shards
 from stages.reports.artifacts import Artifact, Lineage, read_json, read_lines
 from stages.reports.health import health, health_table, health_verdict, sample_positions
 from stages.reports.lineage import flatten, lineage_rows
+from stages.reports.names import Compared, Named, name_all
+from stages.reports.near_duplicates import ids_by_split, some_pairs
 from stages.reports.neighbours import neighbour_pages, pick_queries, shown_ids
 from stages.reports.page import Pictures, render
-from stages.reports.probes import Named, Probe, comparison, console_table, distinguish, name_features, protocol
+from stages.reports.probes import Probe, comparison, console_table, named, protocol
 from stages.reports.thumbnails import contact_sheet, thumbnail
-from stages.reports.training import training
+from stages.reports.training import fine_tuning, training
 from stages.reports.verdict import verdict
 from stages.settings.report import Report
 
@@ -42,7 +44,7 @@ def report(run: Run, settings: Report) -> None:
     lineage = Lineage([_artifact(ancestor) for ancestor in run.ancestors()])
     compared = [lineage.of_files(one.files) for one in run.inputs("of")]
     sets = _feature_sets(lineage, compared)
-    probes = _probes(lineage, [one for one in compared if one.stage == "probe"])
+    probes = _probes(lineage, [one for one in compared if one.stage == "probe" and _has_scores(one)])
     run.say(f"{len(probes)} probes, {len(sets)} sets of features, {len(lineage.artifacts)} artifacts")
 
     healthy = _health(run, sets, settings.health_samples)
@@ -57,12 +59,17 @@ def report(run: Run, settings: Report) -> None:
         "protocol": protocol(probes) if probes else None,
         "probes": [_probe_numbers(probe) for probe in probes],
         "training": _training(lineage),
+        "fine_tuning": fine_tuning(lineage),
         "health": healthy,
         "neighbours": neighbours,
         "views": [_views(artifact) for artifact in lineage.of_stage("augment")],
         "data": [_data(artifact) for artifact in lineage.of_stage("shard")],
         "lineage": lineage_rows(lineage),
     }
+    for artifact, data in zip(lineage.of_stage("shard"), numbers["data"], strict=True):
+        if data["near_duplicates"]:
+            for split, ids in ids_by_split(data["near_duplicates"]["shown"]).items():
+                thumbnails |= _thumbnails(artifact, split, ids)
     sheets = [contact_sheet((one.files / "contact_sheet.png").read_bytes()) for one in lineage.of_stage("augment")]
     page = render(numbers, Pictures(thumbnails, sheets), lineage)
     (run.out / "report.html").write_text(page, encoding="utf-8", newline="\n")
@@ -92,43 +99,52 @@ def _feature_sets(lineage: Lineage, compared: Sequence[Artifact]) -> list[Featur
     found = [lineage.input(one, "features") if one.stage == "probe" else one for one in compared]
     artifacts = list({one.digest: one for one in found if one is not None}.values())
     features = [FeatureFile(one.files) for one in artifacts]
-    names = [
-        name_features(one.card["encoder"], artifact.step) for one, artifact in zip(features, artifacts, strict=True)
-    ]
-    names = distinguish(names, [_encoder_step(lineage, artifact) for artifact in artifacts])
+    names = name_all(
+        lineage,
+        [
+            Compared(one.card["encoder"], artifact.step, artifact)
+            for one, artifact in zip(features, artifacts, strict=True)
+        ],
+    )
     return [
         FeatureSet(name, artifact, one, lineage.input(artifact, "shards"))
         for name, artifact, one in zip(names, artifacts, features, strict=True)
     ]
 
 
+def _has_scores(probe: Artifact) -> bool:
+    """Whether a probe found labels; if not (`without_labels: pass`), its features are shown as they are."""
+    return "without_labels" not in read_json(probe.files / "metrics.json")
+
+
 def _probes(lineage: Lineage, artifacts: Sequence[Artifact]) -> list[Probe]:
     metrics = [read_json(artifact.files / "metrics.json") for artifact in artifacts]
-    names = [name_features(one["encoder"], artifact.step) for one, artifact in zip(metrics, artifacts, strict=True)]
     features = [lineage.input(artifact, "features") for artifact in artifacts]
-    names = distinguish(names, [_encoder_step(lineage, one) if one else "" for one in features])
+    compared = [
+        Compared(one["encoder"], artifact.step, source, artifact.settings)
+        for one, artifact, source in zip(metrics, artifacts, features, strict=True)
+    ]
     probes = []
-    for name, artifact, one, source in zip(names, artifacts, metrics, features, strict=True):
-        table = pq.read_table(artifact.files / "predictions.parquet", columns=["id", "label", "predicted"])
-        correct = table["label"].to_numpy() == table["predicted"].to_numpy()
+    for name, artifact, one, source in zip(name_all(lineage, compared), artifacts, metrics, features, strict=True):
+        table = pq.read_table(artifact.files / "predictions.parquet", columns=["id", "group", "label", "predicted"])
         probes.append(
-            Probe(name, artifact.digest, source.digest if source else "", one, table["id"].to_numpy(), correct)
+            Probe(
+                name,
+                artifact.digest,
+                source.digest if source else "",
+                one,
+                table["id"].to_numpy(),
+                table["label"].to_numpy() == table["predicted"].to_numpy(),
+                table["group"].to_numpy() if one["protocol"]["groups"] else None,
+            )
         )
     return probes
-
-
-def _encoder_step(lineage: Lineage, features: Artifact) -> str:
-    encoder = lineage.input(features, "encoder")
-    return encoder.step if encoder else features.step
 
 
 def _probe_numbers(probe: Probe) -> dict[str, Any]:
     name = probe.name
     return {
-        "label": name.label,
-        "kind": name.kind,
-        "step": name.step,
-        "backbone": name.backbone,
+        **named(name),
         "digest": probe.digest,
         "features": probe.features_digest,
         "metrics": probe.metrics,
@@ -143,8 +159,7 @@ def _health(run: Run, sets: Sequence[FeatureSet], most: int) -> list[dict[str, A
             train = one.features.positions("train")
             available = train if len(train) else np.arange(len(one.features.ids))
             rows = one.features.rows(sample_positions(available, most))
-            name = {"label": one.name.label, "kind": one.name.kind, "step": one.name.step}
-            found.append(name | {"images": len(one.features.ids)} | health(rows, learned=one.name.learned))
+            found.append(named(one.name) | {"images": len(one.features.ids)} | health(rows, learned=one.name.learned))
             progress.advance(1)
     for one in found:
         if one["alarm"]:
@@ -165,7 +180,12 @@ def _neighbours(
     """
     pages: list[dict[str, Any]] = []
     thumbnails: dict[tuple[str, int], dict[str, object]] = {}
-    wanted = [one for one in sorted(sets, key=lambda one: not one.name.learned) if one.shards][:MOST_NEIGHBOUR_SETS]
+    # Of a row of fine-tunings the one that saw the most labels.
+    rows: dict[str, FeatureSet] = {}
+    for one in sorted(sets, key=lambda one: -one.name.fraction):
+        rows.setdefault(one.name.row_label, one)
+    shown = [one for one in sets if rows[one.name.row_label] is one and one.shards]
+    wanted = sorted(shown, key=lambda one: not one.name.learned)[:MOST_NEIGHBOUR_SETS]
     with run.progress(len(wanted), "sets of neighbours") as progress:
         for one in wanted:
             features, shards = one.features, one.shards
@@ -175,8 +195,7 @@ def _neighbours(
             available = features.positions(split)
             chosen = available[pick_queries(features.labels[available], queries)]
             page = neighbour_pages(features, chosen, "train", NEIGHBOURS)
-            name = {"label": one.name.label, "kind": one.name.kind, "step": one.name.step, "shards": shards.digest}
-            pages.append(name | {"split": split} | page)
+            pages.append(named(one.name) | {"shards": shards.digest, "split": split} | page)
             for split_shown in dict.fromkeys(("train", split)):
                 thumbnails |= _thumbnails(shards, split_shown, shown_ids([page]))
             progress.advance(1)
@@ -220,7 +239,9 @@ def _views(artifact: Artifact) -> dict[str, Any]:
 
 
 def _data(artifact: Artifact) -> dict[str, Any]:
-    """What went into shards and what did not, with the first reasons."""
-    card = read_json(artifact.files / "shards.json")
+    """What went into shards and what did not, with the first reasons, and some of the near-duplicates."""
+    card = {"near_duplicates": None} | read_json(artifact.files / "shards.json")
+    if card["near_duplicates"]:
+        card["near_duplicates"]["shown"] = some_pairs(artifact.files / "near_duplicates.parquet")
     rejected = read_lines(artifact.files / "rejected.jsonl")
     return {"step": artifact.step, "digest": artifact.digest} | card | {"rejected_first": rejected[:MOST_REJECTED]}

@@ -20,11 +20,12 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from pipeline.run import Ancestor
 from pipeline.settings import changed_subset, hashed_subset
-from stages.images.candidates import Candidate
+from stages.evaluation.labels_seen import Fair, fair_subsets
 from stages.images.encode import Storage
 from stages.images.index import write_index, write_summary
 from stages.images.packing import make_chunks, pack
 from stages.settings import STAGES
+from stages.sources.candidates import Candidate
 
 IMAGES, TEST = 480, 120
 PENALTIES = (1e-6, 1e-4, 1e-2, 1.0, 100.0)
@@ -110,8 +111,8 @@ def write_shards(
         key = f"{number:04d}.png"
         pixels = np.repeat((255 * image).astype(np.uint8)[..., None], 3, axis=2).repeat(4, axis=0).repeat(4, axis=1)
         Image.fromarray(pixels).save(pictures / key)
-        name = names[labels[number]] if labels is not None else None
-        candidates.append(Candidate(key, key, "train" if train[number] else "test", name))
+        classes = (names[labels[number]],) if labels is not None else ()
+        candidates.append(Candidate(key, key, "train" if train[number] else "test", classes))
     chunks = make_chunks(
         candidates,
         ["train" if one else "test" for one in train],
@@ -138,6 +139,11 @@ def write_shards(
             "source_kind": "folder",
             "classes": names,
             "splits": splits,
+            "channels": 3,
+            "groups": None,
+            "several_labels": False,
+            "near_duplicates": None,
+            "tile": None,
             "images_in": len(images) + len(rejected),
             "samples_out": len(images),
             "rejected": len(rejected),
@@ -199,7 +205,14 @@ def write_features(
     train: NDArray[np.bool_],
     names: list[str],
     maker: str = "simclr",
+    labels_seen: Sequence[dict[str, Any]] = (),
+    label_lists: Sequence[Sequence[int]] | None = None,
 ) -> None:
+    """As the stage embed does.
+
+    Args:
+        maker: the step that made the encoder, where `kind` is `pretrained`.
+    """
     inputs = {"shards": store.digest("shards")}
     settings = {} if kind == "pretrained" else {"encoder": kind}
     if kind == "pretrained":
@@ -208,7 +221,7 @@ def write_features(
     splits = ["train" if one else "test" for one in train]
     card = {
         "format": 1,
-        "encoder": encoder_card(kind),
+        "encoder": encoder_card(kind, labels_seen),
         "dimension": features.shape[1],
         "classes": names,
         "splits": {split: splits.count(split) for split in dict.fromkeys(splits)},
@@ -220,15 +233,18 @@ def write_features(
         "key": [f"{number:04d}.png" for number in range(len(splits))],
         "split": splits,
         "label": pa.array(labels, pa.int32()),
+        "labels": pa.array(label_lists or [[one] if one >= 0 else [] for one in labels], pa.list_(pa.int32())),
+        "group": pa.nulls(len(splits), pa.string()),
         "features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1]),
     }
     pq.write_table(pa.table(columns), files / "features.parquet", row_group_size=100)
 
 
-def encoder_card(kind: str) -> dict[str, Any]:
-    stage = "pretrain" if kind == "pretrained" else None
+def encoder_card(kind: str, labels_seen: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    stage = None if kind != "pretrained" else "finetune" if labels_seen else "pretrain"
     name = {"pixels": "pixels", "timm": "timm:resnet18"}.get(kind, "resnet10")
-    return {"kind": kind, "name": name, "stage": stage, "architecture": None, "image_size": 32}
+    card = {"kind": kind, "name": name, "stage": stage, "architecture": None, "image_size": 32}
+    return card | {"labels_seen": list(labels_seen)}
 
 
 def write_probe(
@@ -240,6 +256,7 @@ def write_probe(
     labels: NDArray[np.int64],
     train: NDArray[np.bool_],
     names: list[str],
+    labels_seen: Sequence[dict[str, Any]] = (),
 ) -> None:
     files = store.add("probe", step, {"max_iterations": 200}, {"features": store.digest(features_step)})
     scaled = (features - features[train].mean(axis=0)) / np.maximum(features[train].std(axis=0), 1e-9)
@@ -250,7 +267,7 @@ def write_probe(
     right = predicted == asked[1]
     top1 = float(right.mean())
     half = 1.96 * float(np.sqrt(top1 * (1 - top1) / len(right)))
-    curve = {"10pct": _few_labels(seen, asked, 36), "100pct": _all_labels(seen, asked, top1)}
+    curve = {"10pct": _few_labels(seen, asked, 36, labels_seen), "100pct": _all_labels(seen, asked, top1, labels_seen)}
     metrics = {
         "linear": {
             "top1": top1,
@@ -267,6 +284,8 @@ def write_probe(
         "protocol": {
             "train": int(train.sum()),
             "test": int((~train).sum()),
+            "groups": None,
+            "largest_class": int(np.bincount(labels[train]).max()),
             "held_out": 36,
             "standardised": "train",
             "neighbour_temperature": 0.1,
@@ -274,12 +293,13 @@ def write_probe(
             "max_iterations": 200,
             "converged": True,
         },
-        "encoder": encoder_card(kind),
+        "encoder": encoder_card(kind, labels_seen),
         "classes": names,
     }
     (files / "metrics.json").write_text(json.dumps(metrics))
     columns = {
         "id": np.flatnonzero(~train),
+        "group": np.flatnonzero(~train),
         "label": asked[1].astype(np.int32),
         "predicted": predicted.astype(np.int32),
     }
@@ -293,19 +313,77 @@ def _neighbours(seen: Part, asked: Part, k: int) -> float:
     return float(KNeighborsClassifier(min(k, len(seen[1])), metric="cosine").fit(*seen).score(*asked))
 
 
-def _few_labels(seen: Part, asked: Part, labels: int) -> dict[str, Any]:
+def _few_labels(seen: Part, asked: Part, labels: int, labels_seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Three subsets, or those that are fair to an encoder that saw labels."""
+    fair = fair_subsets(labels_seen, labels / len(seen[1]), 3, 0, lambda share: round(share * len(seen[1])))
     linear, near = [], []
-    for subset in range(3):
+    for subset in fair.indices:
         rows = np.random.default_rng(subset).permutation(len(seen[1]))[:labels]
         part = (seen[0][rows], seen[1][rows])
         linear.append(LogisticRegression(C=0.1, max_iter=300).fit(*part).score(*asked))
         near.append(_neighbours(part, asked, 5))
-    knn = {k: {"top1": float(np.mean(near)), "sd": float(np.std(near, ddof=1))} for k in ("20", "200")}
-    scores = {"top1": float(np.mean(linear)), "sd": float(np.std(linear, ddof=1))}
-    return scores | {"subsets": 3, "labels": labels, "penalties": [0.1] * 3, "fixed_penalty": False, "knn": knn}
+    knn = {k: _scores(near) for k in ("20", "200")}
+    return _scores(linear) | {"knn": knn} | _entry(fair, labels, 0.1)
 
 
-def _all_labels(seen: Part, asked: Part, top1: float) -> dict[str, Any]:
-    knn = {str(k): {"top1": _neighbours(seen, asked, k), "sd": 0.0} for k in (20, 200)}
-    scores = {"top1": top1, "sd": 0.0, "subsets": 1, "labels": len(seen[1])}
-    return scores | {"penalties": [1e-2], "fixed_penalty": False, "knn": knn}
+def _all_labels(seen: Part, asked: Part, top1: float, labels_seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    fair = fair_subsets(labels_seen, 1, 1, 0, lambda share: round(share * len(seen[1])))
+    knn = {str(k): _scores([_neighbours(seen, asked, k)]) for k in (20, 200)}
+    return _scores([top1]) | {"knn": knn} | _entry(fair, len(seen[1]), 1e-2)
+
+
+def _scores(values: list[float]) -> dict[str, Any]:
+    spread = {"sd": float(np.std(values, ddof=1))} if len(values) > 1 else {}
+    return {"top1": float(np.mean(values)) if values else None} | spread | {"by_subset": [float(one) for one in values]}
+
+
+def _entry(fair: Fair, labels: int, penalty: float) -> dict[str, Any]:
+    return {
+        "subsets": len(fair.indices),
+        "subset_indices": list(fair.indices),
+        "encoder_saw": fair.saw,
+        "encoder_saw_exactly": fair.exact,
+        "labels": labels,
+        "penalties": [penalty] * len(fair.indices),
+        "fixed_penalty": False,
+    }
+
+
+def add_fine_tuning(
+    store: Store,
+    loss: str,
+    fraction: float,
+    start: str = "simclr",
+    step: str | None = None,
+    **settings: Any,
+) -> str:
+    """A fine-tuning of digits, its features and its probe; returns the probe's step.
+
+    Args:
+        start: a step, `random` or `timm:NAME`.
+    """
+    name = step or f"{loss}_{start}_{100 * fraction:g}".replace(":", "_")
+    inputs = {"shards": store.digest("shards")}
+    given: dict[str, Any] = {"loss": {"name": loss}, "label_fraction": fraction, **settings}
+    if any(one.step == start for one in store.ancestors):
+        inputs["encoder"] = store.digest(start)
+    else:
+        given["encoder"] = start
+    files = store.add("finetune", name, given, inputs)
+    train = np.arange(IMAGES) < IMAGES - TEST
+    seen = [{"loss": loss, "fraction": fraction, "subset": 0, "seed": 0, "samples": round(fraction * int(train.sum()))}]
+    (files / "model.json").write_text(json.dumps({"labels_seen": seen}))
+    lines = [
+        {"step": 10, "epoch": 1.0, "loss": 2.0, "accuracy": 0.4, "learning_rate": 0.05, "gradient_norm": 3.0},
+        {"step": 20, "epoch": 2.0, "loss": 0.25, "accuracy": 0.975, "learning_rate": 0.0, "gradient_norm": 1.0},
+    ]
+    (files / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    values, targets = load_digits(return_X_y=True)
+    pixels, labels = np.asarray(values[:IMAGES]) / 16, np.asarray(targets[:IMAGES])
+    separated = separate(pixels, labels)
+    noise = np.random.default_rng(len(store.ancestors)).normal(size=(IMAGES, 32))
+    mixed = separated @ np.random.default_rng(1).normal(size=(separated.shape[1], 32)) + noise / fraction**0.5
+    classes = [f"digit {number}" for number in range(10)]
+    write_features(store, f"features_{name}", "pretrained", mixed, labels, train, classes, name, seen)
+    write_probe(store, f"probe_{name}", f"features_{name}", "pretrained", mixed, labels, train, classes, seen)
+    return f"probe_{name}"

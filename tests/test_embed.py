@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import timm
@@ -43,10 +44,13 @@ def test_one_row_a_sample_of_all_splits_in_order_of_id(run_stage: RunStage, shar
     parts = [open_shards(shards, split) for split in ("train", "test")]
     assert table["key"].to_pylist() == [key for part in parts for key in part.keys]
     assert table["label"].to_pylist() == [label for part in parts for label in part.labels.tolist()]
+    assert table["labels"].to_pylist() == [[label] for label in table["label"].to_pylist()]
+    assert table["group"].null_count == 30
     card = json.loads((files / "features.json").read_text())
+    encoder = {"kind": "pixels", "name": "pixels", "stage": None, "architecture": None, "image_size": 8}
     assert card == {
         "format": 1,
-        "encoder": {"kind": "pixels", "name": "pixels", "stage": None, "architecture": None, "image_size": 8},
+        "encoder": encoder | {"labels_seen": []},
         "dimension": 192,
         "classes": ["class 0", "class 1", "class 2"],
         "splits": {"train": 21, "test": 9},
@@ -60,12 +64,47 @@ def test_read_back_as_written(run_stage: RunStage, shards: Path) -> None:
     assert features.features.tolist() == table["features"].to_pylist()
     assert features.labels.tolist() == table["label"].to_pylist()
     assert features.keys.tolist() == table["key"].to_pylist()
+    assert not features.has_groups
+    assert len(set(features.groups.tolist())) == 30
     test = features.select(np.flatnonzero(features.splits == "test"))
     assert len(test) == 9
     assert test.features.data_ptr() == features.features[21:].data_ptr(), "consecutive rows are not copied"
     some = features.select(np.array([3, 1, 25]))
     assert some.ids.tolist() == [3, 1, 25]
     assert torch.equal(some.features, features.features[[3, 1, 25]])
+
+
+def test_groups_and_several_labels_go_along(run_stage: RunStage, shards: Path) -> None:
+    index = pq.read_table(shards / "index.parquet")
+    groups = ["patient 1", None, "patient 1", None, "patient 2"] * 6
+    lists = [[0, 2], [], [1]] * 10
+    columns = {
+        "group": groups,
+        "labels": lists,
+        "label": [one[0] if len(one) == 1 else -1 for one in lists],
+    }
+    for name, values in columns.items():
+        place = index.schema.get_field_index(name)
+        index = index.set_column(place, index.schema.field(name), pa.array(values, index.schema.field(name).type))
+    pq.write_table(index, shards / "index.parquet")
+    files = run_stage("embed", {"encoder": "pixels", "image_size": 8, "batch_size": 4}, {"shards": shards})
+    table = pq.read_table(files / "features.parquet")
+    assert (table["group"].to_pylist(), table["labels"].to_pylist()) == (groups, lists)
+    features = read_features(files)
+    assert features.has_groups
+    assert features.label_counts.tolist() == [2, 0, 1] * 10
+    assert features.labels.tolist() == [-1, -1, 1] * 10
+    numbers = features.groups.tolist()
+    assert numbers[:5] == [0, numbers[1], 0, numbers[3], 1]
+    assert len(set(numbers)) == 2 + 12
+
+
+def test_features_of_an_older_version_are_refused(run_stage: RunStage, shards: Path) -> None:
+    files = run_stage("embed", {"encoder": "pixels", "image_size": 8}, {"shards": shards})
+    pq.write_table(pq.read_table(files / "features.parquet").drop_columns("group"), files / "features.parquet")
+    with pytest.raises(ValueError, match="no column 'group': an older version") as caught:
+        read_features(files)
+    assert getattr(caught.value, "exit_code", None) == 4
 
 
 def test_pixels_are_the_evaluation_view_from_0_to_1(run_stage: RunStage, shards: Path) -> None:
@@ -124,6 +163,7 @@ def test_pretrained_features_are_those_of_the_encoder_in_evaluation_mode(run_sta
     torch.testing.assert_close(features.features[21:], expected, rtol=1e-4, atol=1e-5)
     assert features.card["encoder"] | {"architecture": None} == {
         "kind": "pretrained", "name": "resnet10", "stage": "pretrain", "architecture": None, "image_size": 8,
+        "labels_seen": [],
     }  # fmt: skip
 
 
@@ -181,6 +221,7 @@ def test_timm_brings_its_own_size_resize_and_normalisation(
     torch.testing.assert_close(features.features[21:], expected, rtol=1e-4, atol=1e-5)
     assert features.card["encoder"] == {
         "kind": "timm", "name": "timm:test_resnet", "stage": None, "architecture": None, "image_size": 160,
+        "labels_seen": [],
     }  # fmt: skip
 
 

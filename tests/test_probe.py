@@ -1,6 +1,7 @@
 """The probe on scikit-learn's digits: figures against scikit-learn's, and nothing chosen on test."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import BadData, NotFinite
-from stages.evaluation import held_out, label_subset
+from stages.evaluation import bootstrap_interval, held_out, label_subset
 
 QUICK: dict[str, Any] = {"label_fractions": [0.02], "subsets": [2], "bootstrap_samples": 100}
 PIXELS, DIGITS = (np.asarray(one) for one in load_digits(return_X_y=True))
@@ -25,7 +26,14 @@ TRAIN = 1000
 
 
 def write_features(
-    folder: Path, features: np.ndarray, labels: np.ndarray, splits: list[str], classes: list[str] | None = None
+    folder: Path,
+    features: np.ndarray,
+    labels: np.ndarray,
+    splits: list[str],
+    classes: list[str] | None = None,
+    groups: Sequence[str | None] | None = None,
+    labels_seen: Sequence[dict[str, Any]] = (),
+    label_lists: Sequence[Sequence[int]] | None = None,
 ) -> Path:
     """As the stage embed writes them."""
     folder.mkdir(parents=True)
@@ -37,11 +45,14 @@ def write_features(
             "key": [f"{number}.png" for number in range(len(labels))],
             "split": splits,
             "label": pa.array(labels, pa.int32()),
+            "labels": pa.array(label_lists or [[one] if one >= 0 else [] for one in labels], pa.list_(pa.int32())),
+            "group": pa.array(groups or [None] * len(labels), pa.string()),
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.astype(np.float32).ravel()), dimension),
         }
     )
     pq.write_table(table, folder / "features.parquet", row_group_size=300)
     encoder = {"kind": "pixels", "name": "pixels", "stage": None, "architecture": None, "image_size": 8}
+    encoder |= {"labels_seen": list(labels_seen)}
     card = {"format": 1, "encoder": encoder, "dimension": dimension, "classes": names, "splits": {}}
     (folder / "features.json").write_text(json.dumps(card))
     return folder
@@ -56,10 +67,11 @@ def digits(
     labels: np.ndarray = DIGITS,
     splits: list[str] | None = None,
     classes: list[str] | None = None,
+    **further: Any,
 ) -> Path:
     """The digits' pixels, the first `train` of them to train on."""
     parts = splits or ["train"] * train + ["test"] * (rows - train)
-    return write_features(folder / "features", features[:rows], labels[:rows], parts, classes)
+    return write_features(folder / "features", features[:rows], labels[:rows], parts, classes, **further)
 
 
 def metrics_of(files: Path) -> dict[str, Any]:
@@ -177,6 +189,7 @@ def test_nothing_is_chosen_on_test(run_stage: RunStage, tmp_path: Path) -> None:
             del entry["top1"]
         for entry in metrics["label_curve"].values():
             entry.pop("sd", None)
+            del entry["by_subset"]
             entry["knn"] = [*entry["knn"]]
     assert one == other
     tables = [pq.read_table(files / "predictions.parquet") for files in (first, second)]
@@ -294,3 +307,139 @@ def test_collapsed_features_are_scored_as_what_they_are(run_stage: RunStage, tmp
     most_frequent = np.bincount(DIGITS[:TRAIN]).argmax()
     assert metrics["linear"]["top1"] == pytest.approx((DIGITS[TRAIN:] == most_frequent).mean())
     assert torch.isfinite(torch.tensor(metrics["linear"]["top1_ci95"])).all()
+
+
+def video_groups(size: int = 12) -> list[str | None]:
+    """Neighbouring digits as frames of one video, those of train and those of test apart."""
+    return [f"{'train' if row < TRAIN else 'test'} {row // size}" for row in range(1797)]
+
+
+def test_groups_stay_together_wherever_something_is_held_out(run_stage: RunStage, tmp_path: Path) -> None:
+    groups = video_groups()
+    files = run_stage("probe", QUICK, {"features": digits(tmp_path, groups=groups)})
+    metrics = metrics_of(files)
+    numbers = np.unique(np.array(groups[:TRAIN]), return_inverse=True)[1]
+    mask = held_out(DIGITS[:TRAIN], np.arange(TRAIN), 0.1, 0, numbers)
+    assert metrics["protocol"]["held_out"] == mask.sum() == pytest.approx(100, abs=6)
+    shared = len(set(groups[:TRAIN]) & set(groups[TRAIN:]))
+    assert shared == 0
+    assert metrics["protocol"]["groups"] == {"train": 84, "test": 67, "test_images_shared": 0}
+    right = np.asarray(pq.read_table(files / "predictions.parquet")["predicted"]) == DIGITS[TRAIN:]
+    numbers = np.unique(np.array(groups[TRAIN:]), return_inverse=True)[1]
+    expected = bootstrap_interval(right, 100, 0, groups=numbers)
+    assert metrics["linear"]["top1_ci95"] == pytest.approx(list(expected), abs=0.02)
+    assert metrics["linear"]["top1_ci95"] != list(bootstrap_interval(right, 100, 0))
+
+
+def test_groups_of_one_image_change_nothing_but_their_count(run_stage: RunStage, tmp_path: Path) -> None:
+    own: list[str | None] = [f"patient {row}" for row in range(1797)]
+    one = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path / "one")}))
+    other = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path / "other", groups=own)}))
+    assert one["protocol"].pop("groups") is None
+    assert other["protocol"].pop("groups") == {"train": TRAIN, "test": 797, "test_images_shared": 0}
+    assert one == other
+
+
+def test_what_groups_make_impossible_is_said(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = video_groups()
+    for row in np.flatnonzero(DIGITS == 3):
+        groups[row] = "all threes"
+    run_stage("probe", QUICK, {"features": digits(tmp_path, groups=groups)})
+    said = " ".join(capsys.readouterr().err.split())
+    threes = int((DIGITS[TRAIN:] == 3).sum())
+    assert f"{threes} of 797 test images are of a group that has training images too" in said
+    assert "all training images of 'digit 3' are of one group" in said
+
+
+def test_a_group_for_each_class_leaves_nothing_to_choose_by(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups: list[str | None] = [f"hand {label}" for label in DIGITS]
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path, groups=groups)}))
+    assert metrics["linear"]["fixed_penalty"]
+    assert metrics["protocol"]["held_out"] == 0
+    assert metrics["linear"]["top1"] > 0.85
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no group of training images can be held out without losing a class" in said
+    assert "are of 10 groups" not in said
+    assert "797 of 797 test images are of a group" in said
+
+
+def test_several_labels_are_refused(run_stage: RunStage, tmp_path: Path) -> None:
+    labels, lists = DIGITS.copy(), [[int(one)] for one in DIGITS]
+    labels[:2], lists[:2] = -1, [[1, 4], [0, 2, 3]]
+    with pytest.raises(BadData, match=r"2 of 1,000 train images have several labels; .* later version") as caught:
+        run_stage("probe", QUICK, {"features": digits(tmp_path, labels=labels, label_lists=lists)})
+    assert caught.value.exit_code == 6
+
+
+def seen(fraction: float, samples: int, subset: int = 0, seed: int = 0) -> list[dict[str, Any]]:
+    return [{"loss": "arcface", "fraction": fraction, "subset": subset, "seed": seed, "samples": samples}]
+
+
+def test_an_encoder_that_saw_labels_is_measured_on_those_alone(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = QUICK | {"label_fractions": [0.02, 0.1, 0.5], "subsets": [3, 3, 2], "neighbours": [5]}
+    plain = metrics_of(run_stage("probe", settings, {"features": digits(tmp_path / "plain")}))
+    labels_seen = seen(0.1, 100, subset=2)
+    tuned = metrics_of(run_stage("probe", settings, {"features": digits(tmp_path / "tuned", labels_seen=labels_seen)}))
+    assert tuned["encoder"]["labels_seen"] == labels_seen
+    below, exact, above, everything = tuned["label_curve"].values()
+    assert (below["top1"], below["subset_indices"], below["labels"]) == (None, [], 20)
+    assert below["knn"] == {"5": {"top1": None, "by_subset": []}}
+    assert (exact["subset_indices"], exact["encoder_saw_exactly"]) == ([2], True)
+    assert exact["top1"] == plain["label_curve"]["10pct"]["by_subset"][2]
+    assert exact["knn"]["5"]["top1"] == plain["label_curve"]["10pct"]["knn"]["5"]["by_subset"][2]
+    assert "sd" not in exact
+    assert (above["subset_indices"], above["encoder_saw_exactly"], above["encoder_saw"]) == ([2], False, 0.1)
+    assert everything["top1"] == plain["label_curve"]["100pct"]["top1"]
+    assert (everything["encoder_saw"], everything["encoder_saw_exactly"]) == (0.1, False)
+    assert "nothing is measured at 2% of the labels, because the encoder saw others (10% of all)" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    for entry in plain["label_curve"].values():
+        assert (entry["encoder_saw"], entry["encoder_saw_exactly"]) == (0, True)
+        assert entry["subset_indices"] == list(range(entry["subsets"]))
+        assert entry["top1"] == pytest.approx(np.mean(entry["by_subset"]))
+
+
+def test_an_encoder_that_saw_labels_of_another_seed_has_no_fair_small_subset(
+    run_stage: RunStage, tmp_path: Path
+) -> None:
+    features = digits(tmp_path, labels_seen=seen(0.02, 20, seed=1))
+    curve = metrics_of(run_stage("probe", QUICK, {"features": features}))["label_curve"]
+    assert curve["2pct"]["top1"] is None
+    assert curve["100pct"]["top1"] is not None
+
+
+def many_classes(folder: Path, classes: int = 400) -> Path:
+    """Three training images and one test image a class, as drawings by four hands."""
+    random = np.random.default_rng(0)
+    labels = np.tile(np.arange(classes), 4)
+    features = random.normal(size=(classes, 32))[labels] + 0.4 * random.normal(size=(4 * classes, 32))
+    splits = ["train"] * (3 * classes) + ["test"] * classes
+    return write_features(folder / "features", features, labels, splits, [f"emoji {one}" for one in range(classes)])
+
+
+def test_many_classes_of_three_images(run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = QUICK | {"label_fractions": [0.01, 0.1], "subsets": [2, 1], "neighbours": [1, 3, 20]}
+    settings |= {"penalties": {"smallest": 1e-4, "largest": 1.0, "count": 4}}
+    files = run_stage("probe", settings, {"features": many_classes(tmp_path)})
+    metrics = metrics_of(files)
+    assert "confusion" not in metrics["linear"]
+    table = pq.read_table(files / "predictions.parquet").to_pydict()
+    counted = dict.fromkeys(zip(table["label"], table["predicted"], strict=True), 1)
+    assert {(label, named): count for label, named, count in metrics["linear"]["confusion_cells"]} == counted
+    assert metrics["knn"]["1"]["top1"] > 0.9
+    said = " ".join(capsys.readouterr().err.split())
+    assert "k = 20 is more than the 3 training images of the largest class" in said
+    assert "0.01 of 1,200 labels are fewer than the 400 classes: one of each makes 33.3%" in said
+    one, ten, _ = metrics["label_curve"].values()
+    assert one["labels"] == ten["labels"] == 400
+    assert one["by_subset"][0] == ten["by_subset"][0]
+    assert one["fixed_penalty"]
+    assert metrics["protocol"]["fits"] == 4 + 1 + 2, "the subset of both shares is measured once"
+    assert (files / "metrics.json").stat().st_size < 100_000

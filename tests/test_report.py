@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RunStage
-from report_artifacts import Store, digit_store, write_features, write_pretraining, write_probe
+from report_artifacts import Store, add_fine_tuning, digit_store, write_features, write_pretraining, write_probe
 
 PROBES = ["probe", "probe_random", "probe_pixels"]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -81,6 +81,14 @@ def digits_report(run_stage: RunStage, digits: Store, made: list[Made]) -> Made:
 def make(run_stage: RunStage, store: Store, steps: Sequence[str], **settings: Any) -> Made:
     out = run_stage("report", settings, {"of": store.files(*steps)}, ancestors=store.ancestors)
     return Page((out / "report.html").read_text()), json.loads((out / "report.json").read_text()), out
+
+
+def copy(store: Store, root: Path) -> Store:
+    """The same artifacts elsewhere, to be added to or changed."""
+    copied = Store(root)
+    shutil.copytree(store.root, root)
+    copied.ancestors += [replace(one, files=root / one.files.relative_to(store.root)) for one in store.ancestors]
+    return copied
 
 
 def metrics(store: Store, step: str) -> dict[str, Any]:
@@ -151,11 +159,7 @@ def test_the_number_of_threads_leaves_no_trace(run_stage: RunStage, digits: Stor
 def test_where_files_lie_leaves_no_trace(
     run_stage: RunStage, digits: Store, digits_report: Made, tmp_path: Path
 ) -> None:
-    moved = Store(tmp_path / "elsewhere")
-    shutil.copytree(digits.root, moved.root)
-    for one in digits.ancestors:
-        files = moved.root / one.files.relative_to(digits.root)
-        moved.ancestors.append(replace(one, files=files))
+    moved = copy(digits, tmp_path / "elsewhere")
     _, _, here = digits_report
     _, _, there = make(run_stage, moved, PROBES)
     for name in ("report.html", "report.json"):
@@ -337,3 +341,107 @@ def test_a_damaged_input_is_named(run_stage: RunStage, tmp_path: Path) -> None:
 def test_the_page_stays_small(run_stage: RunStage, digits: Store) -> None:
     _, _, out = make(run_stage, digits, PROBES, neighbour_queries=50)
     assert (out / "report.html").stat().st_size < 5_000_000
+
+
+def test_many_fine_tunings_make_a_page_that_can_be_read(run_stage: RunStage, digits: Store, tmp_path: Path) -> None:
+    store = copy(digits, tmp_path / "tuned")
+    steps = ["probe_pixels", "probe_random", "probe"]
+    for loss in ("arcface", "triplet", "cross_entropy"):
+        for start in ("simclr", "random"):
+            steps += [add_fine_tuning(store, loss, fraction, start) for fraction in (0.01, 0.1, 1.0)]
+    page, numbers, out = make(run_stage, store, steps)
+    rows = numbers["comparison"]["rows"]
+    assert [row["label"] for row in rows] == [
+        "pixels",
+        "random encoder",
+        "pretrained",
+        "ArcFace from pretrained",
+        "ArcFace from random",
+        "triplet from pretrained",
+        "triplet from random",
+        "cross-entropy from pretrained",
+        "cross-entropy from random",
+    ]
+    assert rows[3]["steps"] == [f"probe_arcface_simclr_{share}" for share in (1, 10, 100)]
+    exact = metrics(store, "probe_arcface_simclr_10")["label_curve"]["10pct"]
+    assert rows[3]["cells"][0]["value"] == exact["top1"]
+    assert rows[3]["cells"][1]["value"] == metrics(store, "probe_arcface_simclr_100")["linear"]["top1"]
+    assert [one["saw"] for row in rows for one in row["cells"] if one["saw"]] == []
+    assert numbers["verdict"]["subject"] == "pretrained"
+    assert numbers["verdict"]["fine_tuned"] in page.text
+    assert len(numbers["probes"]) == len({one["label"] for one in numbers["probes"]}) == 21
+    assert len(numbers["table"]["rows"]) == 9
+
+    tuned = numbers["fine_tuning"]["rows"]
+    assert [one["labels"] for one in tuned[:3]] == [4, 36, 360]
+    assert {one["trained"] for one in tuned} == {"all weights"}
+    assert tuned[0]["last"] == {"loss": 0.25, "accuracy": 0.975, "gradient_norm": 1.0}
+    assert [one["title"] for one in numbers["fine_tuning"]["columns"]] == [
+        "Loss",
+        "Accuracy in the batch",
+        "Gradient norm",
+    ]
+    assert "97.5%" in page.text
+    assert len(numbers["neighbours"]) == 3
+    assert [one["label"] for one in numbers["neighbours"]][1:] == [
+        "ArcFace from pretrained, all labels",
+        "ArcFace from random, all labels",
+    ]
+    plots = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("class") == "plot"]
+    assert len(plots) < 15, "no curves for each fine-tuning"
+    assert (out / "report.html").stat().st_size < 1_500_000
+
+
+def test_what_an_encoder_saw_stands_in_the_cell(run_stage: RunStage, digits: Store, tmp_path: Path) -> None:
+    store = copy(digits, tmp_path / "saw")
+    page, numbers, _ = make(run_stage, store, ["probe", add_fine_tuning(store, "arcface", 0.5, freeze="layer2")])
+    few, every = numbers["comparison"]["rows"][1]["cells"][:2]
+    assert (few["value"], few["saw"]) == (None, 0.5)
+    assert (every["value"] is not None, every["saw"]) == (True, 0.5)
+    assert page.text.count("saw 50%") >= 4
+    assert "what follows layer2" in page.text
+    assert numbers["probes"][1]["label"] == "ArcFace from pretrained, 50% of the labels"
+
+
+def test_features_of_several_labels_have_health_and_neighbours(
+    run_stage: RunStage, digits: Store, tmp_path: Path
+) -> None:
+    store = copy(digits, tmp_path / "several")
+    train, names = np.arange(480) < 360, [f"digit {number}" for number in range(10)]
+    lists = [[number % 10, (number + 1) % 10] if number % 2 else [number % 10] for number in range(480)]
+    single = np.array([one[0] if len(one) == 1 else -1 for one in lists])
+    features = np.random.default_rng(0).normal(size=(480, 8))
+    write_features(store, "features_several", "pixels", features, single, train, names, label_lists=lists)
+    page, numbers, _ = make(run_stage, store, ["features_several"])
+    queries = numbers["neighbours"][0]["queries"]
+    shown = {query["label"]: query["right"] for query in queries}
+    several = {label: right for label, right in shown.items() if ", " in label}
+    assert several, "a query with two labels is named by both"
+    assert set(several.values()) == {None}
+    assert all(right is not None for label, right in shown.items() if label not in several)
+    assert page.section("health")
+
+
+def test_groups_are_counted_in_the_data(run_stage: RunStage, digits: Store, tmp_path: Path) -> None:
+    store = copy(digits, tmp_path / "groups")
+    path = store.files("shards")[0] / "shards.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"groups": 37, "several_labels": True}))
+    text = " ".join(make(run_stage, store, PROBES)[0].text.split())
+    assert "10 classes, 37 groups that stay together; some images have several labels." in text
+
+
+def test_thousands_of_classes_are_a_list_of_pairs(run_stage: RunStage, digits: Store, tmp_path: Path) -> None:
+    store = copy(digits, tmp_path / "emoji")
+    for step in PROBES:
+        path = store.files(step)[0] / "metrics.json"
+        content = json.loads(path.read_text())
+        content["classes"] = [f"emoji {number}" for number in range(1906)]
+        del content["linear"]["confusion"]
+        content["linear"]["confusion_cells"] = [[number, max(number, 7), 1 + (number == 3)] for number in range(1906)]
+        path.write_text(json.dumps(content))
+    page, numbers, out = make(run_stage, store, PROBES)
+    assert "1,906 classes are too many for a picture" in " ".join(page.text.split())
+    assert "emoji 3 named emoji 7" in " ".join(page.text.split())
+    assert not [1 for tag, attributes in page.tags if tag == "img" and attributes["width"] == "1906"]
+    assert numbers["probes"][0]["metrics"]["linear"]["confusion_cells"][3] == [3, 7, 2]
+    assert (out / "report.html").stat().st_size < 2_000_000

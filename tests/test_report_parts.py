@@ -12,13 +12,15 @@ from report_artifacts import write_features
 
 from stages.evaluation.features import FeatureFile
 from stages.reports.artifacts import Artifact, Lineage
-from stages.reports.confusions import confused_pairs, confusion_table
+from stages.reports.confusions import confused_pairs, confusion_cells, confusion_table
 from stages.reports.figures import colours
 from stages.reports.formats import capitalised, percent, plural, share_name, value
 from stages.reports.health import alarm, health, sample_positions, thin_spectrum
 from stages.reports.lineage import NODE_HEIGHT, NODE_WIDTH, drawing, flatten, lineage_rows
+from stages.reports.names import Named, distinguish, name_features
 from stages.reports.neighbours import nearest_in_file, pick_queries
-from stages.reports.probes import Named, Probe, cell, comparison, console_table, distinguish, name_features, protocol
+from stages.reports.plots import marker_number
+from stages.reports.probes import Probe, cell, comparison, console_table, protocol
 from stages.reports.thumbnails import contact_sheet, matrix_picture, thumbnail
 from stages.reports.training import MOST_POINTS, curve, training
 from stages.reports.verdict import compare, verdict
@@ -28,11 +30,19 @@ def probe(label: str, kind: str, correct: Any, **changes: Any) -> Probe:
     right = np.asarray(correct, dtype=bool)
     top1 = float(right.mean())
     knn = {"20": {"top1": 0.5, "k_used": 20}}
+    fair = {"encoder_saw": 0, "encoder_saw_exactly": True}
     few = {"top1": 0.4, "sd": 0.03, "subsets": 10, "labels": 14, "penalties": [1.0], "fixed_penalty": True}
+    few |= {"subset_indices": list(range(10)), "by_subset": [0.4] * 10}
+    near = {"20": {"top1": 0.3, "sd": 0.02, "by_subset": [0.1 * number for number in range(10)]}}
+    every = {"top1": top1, "subsets": 1, "labels": 1437, "penalties": [1.0], "fixed_penalty": False}
+    every |= {"subset_indices": [0], "by_subset": [top1]}
     metrics = {
         "linear": {"top1": top1, "top1_ci95": [top1 - 0.01, top1 + 0.01], "penalty": 1.0, "penalty_at_edge": False},
         "knn": knn,
-        "label_curve": {"0.5pct": few | {"knn": {"20": {"top1": 0.3, "sd": 0.02}}}},
+        "label_curve": {
+            "0.5pct": few | fair | {"knn": near},
+            "100pct": every | fair | {"knn": {"20": {"top1": 0.5, "by_subset": [0.5]}}},
+        },
         "protocol": {"test": len(right), "train": 1437, "something_new": True},
     }
     return Probe(Named(label, kind, "step", "net"), "d", "f", metrics | changes, np.arange(len(right)), right)
@@ -114,7 +124,9 @@ def test_cells_hold_what_was_measured() -> None:
 
 
 def test_a_table_of_probes_that_measured_different_things() -> None:
-    other = probe("pixels", "pixels", [1, 0, 0, 0], label_curve={}, knn={"5": {"top1": 0.9, "k_used": 5}})
+    other = probe("pixels", "pixels", [1, 0, 0, 0], knn={"5": {"top1": 0.9, "k_used": 5}})
+    curve = {"100pct": other.metrics["label_curve"]["100pct"] | {"knn": {"5": {"top1": 0.9, "by_subset": [0.9]}}}}
+    other.metrics["label_curve"] = curve
     table = comparison([probe("pretrained", "pretrained", [1, 1, 0, 0]), other])
     assert [group["title"] for group in table["groups"]] == [
         "Linear probe",
@@ -143,15 +155,18 @@ def test_the_protocol_says_once_what_is_shared() -> None:
 
 def test_confused_pairs_are_sorted_and_leave_out_what_is_right() -> None:
     counts = np.array([[5, 1, 0], [3, 2, 0], [0, 4, 6]])
-    pairs = confused_pairs(counts, ["a", "b", "c"], most=2)
+    cells = confusion_cells({"confusion": counts.tolist()})
+    pairs = confused_pairs(cells, ["a", "b", "c"], most=2)
     assert [(pair["true"], pair["predicted"], pair["count"], pair["of"]) for pair in pairs] == [
         ("c", "b", 4, 10),
         ("b", "a", 3, 5),
     ]
-    assert confused_pairs(np.diag([3, 4]), ["a", "b"]) == []
-    shares = [[one["share"] for one in row["cells"]] for row in confusion_table(counts, ["a", "b", "c"])]
-    np.testing.assert_allclose(np.sum(shares, axis=1), 1)
-    empty = confusion_table(np.zeros((1, 1), dtype=np.int64), ["a"])
+    assert confused_pairs(np.array([[0, 0, 3], [1, 1, 4]]), ["a", "b"]) == []
+    assert (confusion_cells({"confusion_cells": cells.tolist()}) == cells).all()
+    table = confusion_table(cells, ["a", "b", "c"])
+    np.testing.assert_allclose([sum(one["share"] for one in row["cells"]) for row in table], 1)
+    assert [[one["count"] for one in row["cells"]] for row in table] == counts.tolist()
+    empty = confusion_table(confusion_cells({"confusion_cells": []}), ["a"])
     assert empty[0]["cells"][0]["share"] == 0
 
 
@@ -174,7 +189,8 @@ def test_a_colour_belongs_to_a_kind_and_to_one_encoder() -> None:
     palette = colours(names)
     assert [palette[label] for label in ("p1", "r", "x")] == [0, 1, 2]
     assert len(set(palette.values())) == 4
-    assert max(colours([(f"p{number}", "pretrained") for number in range(40)]).values()) < 8
+    many = colours([(f"p{number}", "pretrained") for number in range(40)]).values()
+    assert len({(number % 8, marker_number(number)) for number in many}) == 40
 
 
 # Training

@@ -2,19 +2,27 @@
 
 from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
+from stages.evaluation.labels_seen import Fair, fair_subsets
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.neighbours import Neighbours, classify, nearest
+from stages.evaluation.penalty import Choice, Solver
 from stages.evaluation.representation import alignment, rankme, uniformity
-from stages.evaluation.subsets import held_out, label_subset, stratified_folds
+from stages.evaluation.scores import accuracy, score
+from stages.evaluation.subsets import held_out, label_subset, stratified_folds, subset_size
 
 __all__ = [
+    "Choice",
+    "Fair",
     "FeatureFile",
     "Features",
     "LogisticPath",
     "Neighbours",
+    "Solver",
+    "accuracy",
     "alignment",
     "bootstrap_interval",
     "classify",
+    "fair_subsets",
     "fit_logistic_path",
     "fit_logistic_paths",
     "held_out",
@@ -23,6 +31,8 @@ __all__ = [
     "principal_axes",
     "rankme",
     "read_features",
+    "score",
     "stratified_folds",
+    "subset_size",
     "uniformity",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from torch import Tensor
 
 BLOCK_NUMBERS = 4_000_000
 """Feature values that are in memory at once."""
+COLUMNS = ("id", "split", "label", "labels", "group")
+"""Beside keys and features."""
+
+
+class UnreadableFeatures(ValueError):
+    """The file is not what this version of the stage `embed` writes."""
+
+    exit_code = 4
 
 
 class FeatureFile:
@@ -22,17 +31,33 @@ class FeatureFile:
 
     Attributes:
         card: features.json.
-        ids, labels: int64 [N]; a label is -1 where there is none.
+        ids, labels: int64 [N]; a label is -1 where there is none, and where there are several.
         splits: str [N].
+        label_counts: int64 [N], labels of each sample.
+        groups: int64 [N], equal for samples of one declared group; any other sample has a number of its own.
+        has_groups: whether a group is declared for any sample.
+
+    Raises:
+        UnreadableFeatures: an older version wrote the file.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "features.parquet"
         self.card = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        columns = pq.read_table(self.path, columns=["id", "split", "label"])
+        lacking = [name for name in COLUMNS if name not in pq.read_schema(self.path).names]
+        if lacking:
+            raise UnreadableFeatures(
+                f"{self.path} has no column {lacking[0]!r}: an older version wrote it; run the stage embed again"
+            )
+        columns = pq.read_table(self.path, columns=[*COLUMNS])
         self.ids: NDArray[np.int64] = columns["id"].to_numpy()
         self.labels: NDArray[np.int64] = columns["label"].to_numpy().astype(np.int64)
         self.splits: NDArray[np.str_] = np.asarray(columns["split"].to_pylist(), dtype=np.str_)
+        self.label_counts: NDArray[np.int64] = np.array(
+            [len(one) for one in columns["labels"].to_pylist()], dtype=np.int64
+        )
+        self.has_groups = columns["group"].null_count < len(columns)
+        self.groups = _number(columns["group"])
 
     @property
     def dimension(self) -> int:
@@ -45,6 +70,11 @@ class FeatureFile:
     @cached_property
     def keys(self) -> list[str]:
         return pq.read_table(self.path, columns=["key"])["key"].to_pylist()
+
+    @cached_property
+    def label_lists(self) -> list[list[int]]:
+        """All labels of each sample, [N]."""
+        return pq.read_table(self.path, columns=["labels"])["labels"].to_pylist()
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Rows of the file that belong to a split."""
@@ -74,7 +104,13 @@ class Features:
     features: Tensor
     """float32 [N, D]."""
     labels: Tensor
-    """int64 [N], -1: none."""
+    """int64 [N], -1: none, or several."""
+    label_counts: np.ndarray
+    """int64 [N], labels of each sample."""
+    groups: np.ndarray
+    """int64 [N], equal for samples of one group; a sample without one has a number of its own."""
+    has_groups: bool
+    """Whether groups were declared."""
     ids: np.ndarray
     """int64 [N]."""
     keys: np.ndarray
@@ -96,6 +132,9 @@ class Features:
         return Features(
             self.features[taken],
             self.labels[taken],
+            self.label_counts[rows],
+            self.groups[rows],
+            self.has_groups,
             self.ids[rows],
             self.keys[rows],
             self.splits[rows],
@@ -114,5 +153,24 @@ def read_features(folder: Path) -> Features:
     features = torch.empty(len(file.ids), file.dimension)
     for start, block in file.blocks():
         features[start : start + len(block)] = torch.from_numpy(block.copy())
-    keys = np.asarray(file.keys, dtype=str)
-    return Features(features, torch.from_numpy(file.labels), file.ids, keys, file.splits, file.classes, file.card)
+    return Features(
+        features,
+        torch.from_numpy(file.labels),
+        file.label_counts,
+        file.groups,
+        file.has_groups,
+        file.ids,
+        np.asarray(file.keys, dtype=str),
+        file.splits,
+        file.classes,
+        file.card,
+    )
+
+
+def _number(names: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Groups as numbers: names by first appearance, then one for each sample without a name."""
+    numbers = names.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)  # NaN without a name
+    missing = np.isnan(numbers)
+    found = np.where(missing, 0, numbers).astype(np.int64)
+    found[missing] = found.max(initial=-1, where=~missing) + 1 + np.arange(missing.sum())
+    return found

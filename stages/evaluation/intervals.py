@@ -2,18 +2,24 @@
 
 import numpy as np
 
+from stages.evaluation.groups import number_groups
+
 CHUNK_ELEMENTS = 2**22
 
 
 def bootstrap_interval(
-    values: np.ndarray, samples: int = 1000, seed: int = 0, level: float = 0.95
+    values: np.ndarray, samples: int = 1000, seed: int = 0, level: float = 0.95, groups: np.ndarray | None = None
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over test samples (Efron 1979).
+
+    Samples of a group are no independent evidence: where there are groups, whole ones are drawn, as many as there are
+    (the cluster bootstrap: Davison and Hinkley 1997, section 3.8), and each resampling is the mean over its samples.
 
     Args:
         values: [N], one number a test sample: right (1) or wrong (0), or a difference of two such for a paired
             comparison.
         samples: resamplings.
+        groups: int64 [N], equal numbers are one group; None: every sample stands for itself.
 
     Returns:
         The (1 - level) / 2 and (1 + level) / 2 quantiles of the resampled means.
@@ -21,11 +27,17 @@ def bootstrap_interval(
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"values must be one number a test sample, not of shape {values.shape}")
+    if groups is None:
+        sums, sizes = values, np.ones(len(values))
+    else:
+        group = number_groups(groups)
+        sums, sizes = np.bincount(group, weights=values), np.bincount(group).astype(np.float64)
     random = np.random.Generator(np.random.PCG64(seed))
     means = np.empty(samples)
-    size = max(1, CHUNK_ELEMENTS // len(values))
-    for begin in range(0, samples, size):
-        count = min(size, samples - begin)
-        means[begin : begin + count] = values[random.integers(0, len(values), (count, len(values)))].mean(1)
+    chunk = max(1, CHUNK_ELEMENTS // len(sums))
+    for begin in range(0, samples, chunk):
+        count = min(chunk, samples - begin)
+        drawn = random.integers(0, len(sums), (count, len(sums)))
+        means[begin : begin + count] = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 TILE_QUERIES = 512
 TILE_GALLERY = 32768
+LARGEST_VOTES = 2**24
+"""Queries times classes whose votes are in memory at once."""
 
 
 class Neighbours(NamedTuple):
@@ -85,9 +87,14 @@ def classify(neighbours: Neighbours, labels: Tensor, k: int, classes: int, tempe
     Returns:
         int64 [Q]; of equal votes the smallest class.
     """
-    similarity = neighbours.similarity[:, :k].double()
-    # Relative to the best neighbour: the same ranking, and nothing overflows at small temperatures.
-    weights = torch.exp((similarity - similarity[:, :1]) / temperature)
-    votes = weights.new_zeros(len(similarity), classes)
-    votes.scatter_add_(1, labels[neighbours.index[:, :k]], weights)
-    return torch.from_numpy(np.argmax(votes.cpu().numpy(), axis=1))
+    predicted = torch.empty(len(neighbours.index), dtype=torch.int64)
+    size = max(1, LARGEST_VOTES // classes)
+    for begin in range(0, len(predicted), size):
+        part = slice(begin, begin + size)
+        similarity = neighbours.similarity[part, :k].double()
+        # Relative to the best neighbour: the same ranking, and nothing overflows at small temperatures.
+        weights = torch.exp((similarity - similarity[:, :1]) / temperature)
+        votes = weights.new_zeros(len(similarity), classes)
+        votes.scatter_add_(1, labels[neighbours.index[part, :k]], weights)
+        predicted[part] = torch.from_numpy(np.argmax(votes.cpu().numpy(), axis=1))
+    return predicted

@@ -1,10 +1,12 @@
 """Which labelled samples a measurement may use: nested subsets, folds, a held-out part.
 
-All are pure functions of (seed, sample ids, labels): a sample's place comes from a hash of its id, so that the probe's
-label curve and fine-tuning on a share of the labels see the same samples, in whatever order they are listed.
+All are pure functions of (seed, sample ids, labels, groups): a sample's place comes from a hash of its id, so that the
+probe's label curve and fine-tuning on a share of the labels see the same samples, in whatever order they are listed.
 """
 
 import numpy as np
+
+from stages.evaluation.groups import are_single, compose, deal_groups, hold_out_groups
 
 Labels = np.ndarray
 Ids = np.ndarray
@@ -28,15 +30,29 @@ def label_subset(labels: Labels, sample_ids: Ids, fraction: float, seed: int, in
         raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
     rank, share = _places(labels, sample_ids, seed, 1 + index)
     order = np.lexsort((_hash(sample_ids, seed, 1 + index), share, rank > 0))
-    count = max(len(np.unique(labels)), round(fraction * len(labels)))
-    return np.sort(order[:count])
+    return np.sort(order[: subset_size(labels, fraction)])
 
 
-def held_out(labels: Labels, sample_ids: Ids, fraction: float, seed: int) -> np.ndarray:
+def subset_size(labels: Labels, fraction: float) -> int:
+    """How many samples `label_subset` takes of labels [N]: round(fraction * N), and one of each class at least."""
+    return max(len(np.unique(labels)), round(fraction * len(labels)))
+
+
+def held_out(
+    labels: Labels, sample_ids: Ids, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Stratified part of the samples to choose settings on: bool [N], true for round(fraction * N) of them.
 
     At least one sample of each class stays outside, and at least one sample of all is in (if a class has two).
+
+    Args:
+        groups: int64 [N]; samples of equal number stay together, on one side. Then the size is as near as whole
+            groups come, and the part is empty where each group is the only one of some class.
     """
+    if groups is not None and not are_single(groups):
+        whole = compose(labels, sample_ids, groups)
+        wanted = max(1, round(fraction * len(labels)))
+        return hold_out_groups(whole, _hash(whole.first_ids, seed, 0), wanted)[whole.group]
     rank, share = _places(labels, sample_ids, seed, 0)
     count = max(1, round(fraction * len(labels)))
     last = rank == np.bincount(labels)[labels] - 1
@@ -46,13 +62,24 @@ def held_out(labels: Labels, sample_ids: Ids, fraction: float, seed: int) -> np.
     return chosen & ~last
 
 
-def stratified_folds(labels: Labels, sample_ids: Ids, folds: int, seed: int, index: int = 0) -> np.ndarray:
+def stratified_folds(
+    labels: Labels, sample_ids: Ids, folds: int, seed: int, index: int = 0, groups: np.ndarray | None = None
+) -> np.ndarray:
     """The fold of each sample, 0 to folds - 1, int64 [N].
 
     Sizes of folds, and each class's counts in them, differ by one at most.
+
+    Args:
+        groups: int64 [N]; samples of equal number stay in one fold. Then sizes differ by what whole groups make them
+            differ by, and a class that is in one group only is in one fold only.
     """
-    if not 2 <= folds <= len(labels):
-        raise ValueError(f"{len(labels)} samples cannot be cut into {folds} folds")
+    number = len(labels) if groups is None else len(np.unique(groups))
+    if not 2 <= folds <= number:
+        of = "samples" if groups is None else "groups"
+        raise ValueError(f"{number} {of} cannot be cut into {folds} folds")
+    if groups is not None and number < len(labels):
+        whole = compose(labels, sample_ids, groups)
+        return deal_groups(whole, _hash(whole.first_ids, seed, -1 - index), folds)[whole.group]
     order = np.lexsort((_hash(sample_ids, seed, -1 - index), labels))
     fold = np.empty(len(labels), dtype=np.int64)
     fold[order] = np.arange(len(labels)) % folds

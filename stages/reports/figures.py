@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.reports.formats import count, share_name, share_value
+from stages.reports.formats import count
 from stages.reports.plots import Plot, Series, draw
 from stages.reports.training import CURVES, SHARES
 
 KIND_COLOURS = {"pretrained": 0, "random": 1, "pixels": 2, "fine-tuned": 3, "timm": 4}
 MORE_COLOURS = (5, 6, 7, 3, 4, 0, 1, 2)
+MOST_LINES = 12
+"""Of one plot; more are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,13 @@ def colours(names: Sequence[tuple[str, str]]) -> dict[str, int]:
 
     Args:
         names: (label, kind) in the order of the page.
+
+    Returns:
+        numbers from 0; 8 has the colour of 0 and another marker, and so on.
     """
     chosen: dict[str, int] = {}
-    free = [colour for colour in MORE_COLOURS if colour not in {KIND_COLOURS.get(kind) for _, kind in names}]
+    reserved = {KIND_COLOURS.get(kind) for _, kind in names}
+    free = iter([*(colour for colour in MORE_COLOURS if colour not in reserved), *range(8, 8 + len(names))])
     for label, kind in names:
         own = KIND_COLOURS.get(kind)
         if label in chosen:
@@ -37,45 +43,53 @@ def colours(names: Sequence[tuple[str, str]]) -> dict[str, int]:
         if own is not None and own not in chosen.values():
             chosen[label] = own
         else:
-            chosen[label] = free[0] if len(free) == 1 else free.pop(0)
+            chosen[label] = next(free)
     return chosen
 
 
-def label_figures(probes: Sequence[dict[str, Any]], palette: dict[str, int]) -> list[Figure]:
-    """Accuracy against labels: of the linear probe, and of the first of the neighbours."""
+def label_figures(table: dict[str, Any], palette: dict[str, int]) -> list[Figure]:
+    """Accuracy against labels: of the linear probe, and of the first of the neighbours.
+
+    Args:
+        table: the comparison. What an encoder reaches that saw other labels than the column's is no point of its line.
+    """
     figures = []
-    ks = sorted({k for probe in probes for k in probe["metrics"]["knn"]}, key=int)
-    kinds = [("linear", "Linear probe by labels")] + [(k, f"{k} nearest neighbours by labels") for k in ks[:1]]
-    for kind, title in kinds:
-        series = [_label_series(probe, kind, palette[probe["label"]]) for probe in probes]
-        ticks = {}
-        for probe in probes:
-            for key, entry in probe["metrics"]["label_curve"].items():
-                ticks[float(entry["labels"])] = f"{share_name(key)}\n{count(entry['labels'])}"
+    offset = 0
+    rows = table["rows"][:MOST_LINES]
+    for group in table["groups"][:2]:
+        kind, shares = group["columns"][0]["kind"], [column["title"] for column in group["columns"]]
+        cells = [row["cells"][offset : offset + len(shares)] for row in rows]
+        ticks = {
+            float(one["labels"]): f"{share}\n{count(one['labels'])}"
+            for found in cells
+            for share, one in zip(shares, found, strict=True)
+            if one
+        }
+        series = [_label_series(found, palette[row["label"]]) for row, found in zip(rows, cells, strict=True)]
+        title = f"{group['title']} by labels"
         svg = draw(
             Plot(
                 name=f"labels-{kind}",
                 description=f"Top-1 accuracy against the number of labels: {title}",
-                series=series,
+                series=[one for one in series if len(one.x)],
                 x_label="labels",
                 x_logarithmic=True,
                 percent=True,
                 x_ticks=sorted(ticks.items()),
             )
         )
-        figures.append(
-            Figure(title, "Mean over subsets; the bars are one standard deviation.", svg, _legend(probes, palette))
-        )
+        note = "Mean over subsets; the bars are one standard deviation."
+        figures.append(Figure(title, note, svg, _legend(rows, palette)))
+        offset += len(shares)
     return figures
 
 
 def penalty_figure(probes: Sequence[dict[str, Any]], palette: dict[str, int]) -> list[Figure]:
     """Accuracy on held-out training images along the path of penalties; the chosen one has the large marker."""
     series = []
-    for probe in probes:
+    probes = [probe for probe in probes if probe["metrics"]["linear"]["path"]]  # without one the penalty is fixed
+    for probe in probes[:MOST_LINES]:
         path = probe["metrics"]["linear"]["path"]
-        if not path:  # too few labels to choose by: the penalty is a fixed one
-            continue
         chosen = [i for i, point in enumerate(path) if point["penalty"] == probe["metrics"]["linear"]["penalty"]]
         x, y = [point["penalty"] for point in path], [point["accuracy"] for point in path]
         series.append(Series(x, y, palette[probe["label"]], highlighted=chosen))
@@ -84,7 +98,7 @@ def penalty_figure(probes: Sequence[dict[str, Any]], palette: dict[str, int]) ->
     description = "Accuracy on held-out training images against the penalty of the logistic regression"
     svg = draw(Plot("penalty", description, series, "penalty", x_logarithmic=True, percent=True))
     note = "On training images held out; the large marker is the penalty chosen."
-    return [Figure("Penalty path", note, svg, _legend(probes, palette))]
+    return [Figure("Penalty path", note, svg, _legend(probes[:MOST_LINES], palette))]
 
 
 def training_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -95,7 +109,7 @@ def training_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
         drawn = [(number, run["curves"][key]) for number, run in enumerate(runs) if key in run["curves"]]
         if not drawn:
             continue
-        series = [Series(points["epoch"], points["value"], number % 8) for number, points in drawn]
+        series = [Series(points["epoch"], points["value"], number) for number, points in drawn]
         plot = Plot(
             name=f"training-{key.replace('_', '-')}",
             description=f"{title} against the epoch",
@@ -103,7 +117,7 @@ def training_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
             x_label="epoch",
             percent=key in SHARES,
         )
-        legend = tuple((number % 8, name) for number, name in names) if len(runs) > 1 else ()
+        legend = tuple(names) if len(runs) > 1 else ()
         figures.append(Figure(title, TRAINING_NOTES.get(key, ""), draw(plot), legend))
     return figures
 
@@ -119,6 +133,7 @@ TRAINING_NOTES = {
 
 def spectrum_figure(sets: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:
     """Singular values as shares of the largest, both axes logarithmic."""
+    sets = sets[:MOST_LINES]
     series = [
         Series(one["spectrum"]["rank"], one["spectrum"]["value"], palette[one["label"]])
         for one in sets
@@ -130,16 +145,15 @@ def spectrum_figure(sets: Sequence[dict[str, Any]], palette: dict[str, int]) -> 
     return Figure("Singular values", note, svg, _legend(sets, palette))
 
 
-def _label_series(probe: dict[str, Any], kind: str, colour: int) -> Series:
-    curve = probe["metrics"]["label_curve"]
-    x, y, spread = [], [], []
-    for key in sorted(curve, key=share_value):
-        entry = curve[key] if kind == "linear" else curve[key]["knn"].get(kind)
-        if entry is not None:
-            x.append(curve[key]["labels"])
-            y.append(entry["top1"])
-            spread.append(entry.get("sd"))
-    return Series(x, y, colour, spread=spread, points=True)
+def _label_series(cells: Sequence[dict[str, Any] | None], colour: int) -> Series:
+    found = [one for one in cells if one and one["value"] is not None and one["saw"] is None]
+    return Series(
+        [one["labels"] for one in found],
+        [one["value"] for one in found],
+        colour,
+        spread=[one["spread"] for one in found],
+        points=True,
+    )
 
 
 def _legend(items: Sequence[dict[str, Any]], palette: dict[str, int]) -> tuple[tuple[int, str], ...]:

@@ -1,5 +1,6 @@
 """Whether a representation uses its dimensions: spectrum, effective rank, dead and constant dimensions, an alarm."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,14 +44,15 @@ def thin_spectrum(values: NDArray[np.float64]) -> dict[str, list[float]]:
     }
 
 
-def alarm(rank: float, dimension: int, constant: int) -> str | None:
-    """A sentence with the likely cause, where features look collapsed."""
+def alarm(rank: float, dimension: int, constant: int, samples: float = math.inf) -> str | None:
+    """A sentence with the likely cause, where the features of so many images look collapsed."""
     if constant == dimension:
         return (
             "Collapsed: every image has the same features. Likely causes: a learning rate so high that the weights "
             "became useless, or numbers that left the range of the precision; look at loss and gradient norm."
         )
-    if rank < max(COLLAPSED_RANK, COLLAPSED_SHARE * dimension) < dimension:
+    low = max(COLLAPSED_RANK, COLLAPSED_SHARE * dimension)
+    if rank < low < dimension and samples >= SAMPLES_PER_DIMENSION * low:  # a handful spans few dimensions anyway
         return (
             f"Looks collapsed: the features of all images lie in about {rank:.1f} of {dimension:,} dimensions. Likely "
             "causes: views so weak that colour alone tells images apart, too high a temperature, or too high a "
@@ -85,7 +87,7 @@ def health(features: NDArray[np.float32], learned: bool) -> dict[str, Any]:
         "dead": counts.dead,
         "constant": counts.constant,
         "spectrum": thin_spectrum(singular_spectrum(triangle).numpy()),
-        "alarm": alarm(rank, dimension, counts.constant) if learned else None,
+        "alarm": alarm(rank, dimension, counts.constant, samples) if learned else None,
     }
 
 
@@ -100,14 +102,14 @@ def health_table(sets: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def health_verdict(sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict where there are no labels: what can be said of the first encoder that learned something."""
+    """The verdict where nothing is scored: what can be said of the first encoder that learned something."""
     subject = next((one for one in sets if one["kind"] not in ("pixels", "random")), sets[0])
     label = subject["label"][:1].upper() + subject["label"][1:]
     sentence = (
         f"{label}: an effective rank of {subject['rankme']:.1f} in {subject['dimension']:,} dimensions "
         f"({percent(subject['rankme_share'], 0)}), {subject['constant'] or 'none'} of them constant."
     )
-    caveat = "There are no labels, so nothing is scored: look at the neighbours."
+    caveat = "Without a probe of labels nothing is scored: look at the neighbours."
     if subject["few_samples"]:
         caveat += (
             f" Measured on {subject['samples']:,} images, fewer than ten a dimension: the rank is an underestimate."
@@ -116,6 +118,7 @@ def health_verdict(sets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "sentence": sentence,
         "caveat": caveat,
+        "fine_tuned": None,
         "few_labels": None,
         "state": state,
         "subject": subject["label"],

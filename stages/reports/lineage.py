@@ -10,6 +10,10 @@ DIGITS = 10
 """Digits of a digest that the page shows; REFs need at least 8."""
 NODE_WIDTH, NODE_HEIGHT, LINE_WIDTH = 116, 46, 8
 GAP_X, GAP_Y = 8, 30
+MOST_NODES = 24
+"""Above this many, artifacts that one stage made of the same things are drawn as one node."""
+MOST_ALIKE = 2
+"""So many of them still stand side by side."""
 
 
 def flatten(settings: dict[str, Any]) -> dict[str, Any]:
@@ -45,21 +49,48 @@ def drawing(lineage: Lineage, page: str) -> dict[str, Any]:
     """A drawing from top to bottom: what an artifact was made of stands above it, `page` at the foot.
 
     Returns:
-        {"width", "height", "nodes": [{"x", "y", "stage", "step", "digest"}], "edges": [path data]}; x is a node's
-        middle, y its top.
+        {"width", "height", "nodes": [{"x", "y", "stage", "step", "digest", "title", "steps"}], "edges": [path data]};
+        x is a node's middle, y its top, `steps` how many artifacts it stands for.
     """
-    artifacts = lineage.artifacts
-    sources = [[artifacts.index(source) for source in lineage.inputs(artifact)] for artifact in artifacts]
+    groups, sources = _group(lineage)
     read = {number for numbers in sources for number in numbers}
-    sources.append([number for number in range(len(artifacts)) if number not in read])
+    sources.append([number for number in range(len(groups)) if number not in read])
     depths = _depths(sources)
     hops = _hops(sources, depths)
     places, width = _places(depths, hops)
-    cards = [_node(artifact) for artifact in artifacts] + [{"stage": "report", "step": page, "digest": "this page"}]
+    foot = {"stage": "report", "step": page, "digest": "this page", "title": page, "steps": 1}
+    cards = [*map(_node, groups), foot]
     nodes = [{"x": x, "y": y} | cards[spot[0]] for spot, (x, y) in places.items() if spot[1] == depths[spot[0]]]
     edges = [_curve(places[above], places[below]) for above, below in hops]
     edges += [f"M{x:.1f} {y:.1f}v{NODE_HEIGHT}" for spot, (x, y) in places.items() if spot[1] != depths[spot[0]]]
     return {"width": width, "height": (max(depths) + 1) * (NODE_HEIGHT + GAP_Y) - GAP_Y, "nodes": nodes, "edges": edges}
+
+
+def _group(lineage: Lineage) -> tuple[list[list[Artifact]], list[list[int]]]:
+    """The nodes of the drawing with the artifacts that they stand for, and for each the nodes that it was made of.
+
+    In a large drawing artifacts are one node if one stage made them of the same nodes: eighteen fine-tunings of one
+    encoder, their features and their probes are three. Sources come before what was made of them.
+    """
+    levels: dict[str, int] = {}
+    for artifact in lineage.artifacts:
+        levels[artifact.digest] = 1 + max((levels[source.digest] for source in lineage.inputs(artifact)), default=-1)
+    node_of: dict[str, int] = {}
+    nodes: list[list[Artifact]] = []
+    sources: list[list[int]] = []
+    for level in range(max(levels.values()) + 1):
+        alike: dict[Any, list[Artifact]] = {}
+        for artifact in lineage.artifacts:
+            if levels[artifact.digest] == level:
+                made_of = sorted({node_of[source.digest] for source in lineage.inputs(artifact)})
+                alike.setdefault((artifact.stage, *made_of), []).append(artifact)
+        for (_, *made_of), members in alike.items():
+            joined = len(levels) > MOST_NODES and len(members) > MOST_ALIKE
+            for part in [members] if joined else [[one] for one in members]:
+                node_of |= dict.fromkeys((one.digest for one in part), len(nodes))
+                nodes.append(part)
+                sources.append([*made_of])
+    return nodes, sources
 
 
 Spot = tuple[int, int]
@@ -111,8 +142,14 @@ def _curve(above: tuple[float, float], below: tuple[float, float]) -> str:
     return f"M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + bend:.1f} {x2:.1f} {y2 - bend:.1f} {x2:.1f} {y2:.1f}"
 
 
-def _node(artifact: Artifact) -> dict[str, str]:
-    return {"stage": artifact.stage, "step": artifact.step, "digest": artifact.digest[:DIGITS]}
+def _node(members: Sequence[Artifact]) -> dict[str, Any]:
+    first = members[0]
+    steps = ", ".join(artifact.step for artifact in members)
+    card = {"stage": first.stage, "title": f"{steps} ({first.stage})", "steps": len(members)}
+    if len(members) == 1:
+        digest = first.digest[:DIGITS]
+        return card | {"step": first.step, "digest": digest, "title": f"{card['title']} {digest}"}
+    return card | {"step": f"{len(members)} \N{MULTIPLICATION SIGN} {first.stage}", "digest": f"{first.step}, ..."}
 
 
 def _source_name(lineage: Lineage, digest: str) -> str:

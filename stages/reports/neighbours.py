@@ -64,7 +64,7 @@ def neighbour_pages(
 
     Returns:
         {"gallery", "gallery_images", "queries": [{"id", "key", "label", "right", "neighbours": [{"id", "key",
-        "label", "similarity", "right"}]}]}; label and right are None where there are no labels.
+        "label", "similarity", "right"}]}]}; label is None where there is none, right where there is not exactly one.
     """
     gallery = features.splits == gallery_split
     rows, similarities = nearest_in_file(features, queries, gallery, count)
@@ -92,6 +92,5 @@ def shown_ids(pages: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _image(features: FeatureFile, row: int) -> dict[str, Any]:
-    label = int(features.labels[row])
-    name = features.classes[label] if 0 <= label < len(features.classes) else None
-    return {"id": int(features.ids[row]), "key": features.keys[row], "label": name}
+    names = [features.classes[label] for label in features.label_lists[row]]
+    return {"id": int(features.ids[row]), "key": features.keys[row], "label": ", ".join(names) or None}

@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stages.reports import formats
 from stages.reports.artifacts import Lineage
-from stages.reports.confusions import MOST_NAMED_CLASSES, confused_pairs, confusion_table, row_shares
+from stages.reports.confusions import (
+    MOST_NAMED_CLASSES,
+    MOST_PICTURED_CLASSES,
+    confused_pairs,
+    confusion_cells,
+    confusion_table,
+    row_shares,
+)
 from stages.reports.figures import colours, label_figures, penalty_figure, spectrum_figure, training_figures
-from stages.reports.lineage import DIGITS, NODE_HEIGHT, NODE_WIDTH, drawing
+from stages.reports.lineage import DIGITS, MOST_NODES, NODE_HEIGHT, NODE_WIDTH, drawing
+from stages.reports.plots import SERIES, marker_number
 from stages.reports.thumbnails import matrix_picture
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKS = "●■▲◆▼✚✖★"
 """The markers of the plots, in their order, for legends."""
+MOST_MATRICES = 12
+"""Probes whose confusions are on the page."""
 MOST_LIVE_CELLS = 60_000
 """Cells of confusion matrices that the page holds to be pointed at; beyond, a matrix is a picture only."""
 
@@ -59,16 +68,18 @@ def render(numbers: dict[str, Any], pictures: Pictures, lineage: Lineage) -> str
         "significant": formats.significant,
         "plural": formats.plural,
         "value": formats.value,
+        "colour": _colour,
+        "marker": _marker,
     }
-    palette = colours([(one["label"], one["kind"]) for one in (*numbers["probes"], *numbers["health"])])
+    palette = _palette([*numbers["probes"], *numbers["health"]])
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
-    matrices = [_matrix(probe) for probe in numbers["probes"]]
-    sections = [(name, title) for name, title in SECTIONS if numbers["probes" if name == "confusions" else name]]
+    matrices = [_matrix(probe) for probe in _fullest(numbers["probes"])[:MOST_MATRICES]]
+    shown = numbers | {"confusions": matrices, "training": numbers["training"] or numbers["fine_tuning"]["rows"]}
+    sections = [(name, title) for name, title in SECTIONS if shown[name]]
     return environment.get_template("report.html.j2").render(
         report=numbers,
         sections=[{"name": name, "title": title} for name, title in sections],
         palette=palette,
-        marks=MARKS,
         figures=_figures(numbers, palette),
         matrices=matrices,
         live=_live_cells(matrices),
@@ -77,10 +88,20 @@ def render(numbers: dict[str, Any], pictures: Pictures, lineage: Lineage) -> str
         drawing=drawing(lineage, numbers["title"]),
         node={"width": NODE_WIDTH, "height": NODE_HEIGHT},
         digits=DIGITS,
+        folded_from=MOST_NODES,
+        most_matrices=MOST_MATRICES,
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
+
+
+def _colour(number: int) -> str:
+    return f"var(--series-{number % len(SERIES)})"
+
+
+def _marker(number: int) -> str:
+    return MARKS[marker_number(number)]
 
 
 SECTIONS = (
@@ -97,28 +118,46 @@ SECTIONS = (
 """Name (of the template, of the anchor) and title, in the order of the page; a section without numbers is left out."""
 
 
+def _palette(items: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """A number for each label, and for the row that it belongs to the same."""
+    chosen = colours([(one["row"], one["kind"]) for one in items])
+    return chosen | {one["label"]: chosen[one["row"]] for one in items}
+
+
+def _fullest(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each row of the table the one whose encoder saw the most labels, in the order of rows."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in items:
+        row = found.setdefault(one["row"], one)
+        if one["fraction"] > row["fraction"]:
+            found[one["row"]] = one
+    return list(found.values())
+
+
 def _figures(numbers: dict[str, Any], palette: dict[str, int]) -> dict[str, Any]:
-    probes = numbers["probes"]
+    table = numbers["comparison"]
     return {
-        "comparison": label_figures(probes, palette) if probes else [],
+        "comparison": label_figures(table, palette) if table else [],
         "training": training_figures(numbers["training"]),
-        "health": [spectrum_figure(numbers["health"], palette)],
-        "protocol": penalty_figure(probes, palette),
+        "health": [spectrum_figure(_fullest(numbers["health"]), palette)],
+        "protocol": penalty_figure(_fullest(numbers["probes"]), palette),
     }
 
 
 def _matrix(probe: dict[str, Any]) -> dict[str, Any]:
-    """A confusion matrix as a table with names, or as a picture where there are many classes."""
-    counts = np.asarray(probe["metrics"]["linear"]["confusion"], dtype=np.int64)
+    """A confusion matrix as a table with names, as a picture where there are many classes, or neither."""
+    cells = confusion_cells(probe["metrics"]["linear"])
     classes = probe["metrics"]["classes"]
     named = len(classes) <= MOST_NAMED_CLASSES
+    pictured = not named and len(classes) <= MOST_PICTURED_CLASSES
     return {
         "label": probe["label"],
+        "row": probe["row"],
         "classes": classes,
-        "counts": counts,
-        "table": confusion_table(counts, classes) if named else None,
-        "picture": None if named else matrix_picture(row_shares(counts)),
-        "pairs": confused_pairs(counts, classes),
+        "cells": cells,
+        "table": confusion_table(cells, classes) if named else None,
+        "picture": matrix_picture(row_shares(cells, len(classes))) if pictured else None,
+        "pairs": confused_pairs(cells, classes),
         "mean_per_class": probe["metrics"]["linear"]["mean_per_class"],
         "top5": probe["metrics"]["linear"].get("top5"),
     }
@@ -129,11 +168,9 @@ def _live_cells(matrices: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Non
     left = MOST_LIVE_CELLS
     live: list[dict[str, Any] | None] = []
     for matrix in matrices:
-        rows, columns = np.nonzero(matrix["counts"])
-        if matrix["picture"] is None or len(rows) > left:
+        if matrix["picture"] is None or len(matrix["cells"]) > left:
             live.append(None)
             continue
-        left -= len(rows)
-        cells = np.stack([rows, columns, matrix["counts"][rows, columns]], axis=1).tolist()
-        live.append({"classes": matrix["classes"], "cells": cells})
+        left -= len(matrix["cells"])
+        live.append({"classes": matrix["classes"], "cells": matrix["cells"].tolist()})
     return live

@@ -60,7 +60,8 @@ class Series:
     """A line of a plot.
 
     Attributes:
-        colour: number of the series on the page: its colour and marker are the same in every plot.
+        colour: number of the series on the page: its colour and marker are the same in every plot, and no two of the
+            first 64 share both.
         spread: half the length of the error bar at each point.
         highlighted: positions of the points that get a large marker.
         points: whether every point has a marker.
@@ -115,8 +116,13 @@ def draw(plot: Plot) -> str:
     return _adopt(buffer.getvalue(), plot.name, plot.description)
 
 
+def marker_number(colour: int) -> int:
+    """The marker of a series: where colours come round again, it is the next one."""
+    return (colour + colour // len(SERIES)) % len(MARKERS)
+
+
 def _line(axes: Axes, series: Series) -> None:
-    colour, marker = SERIES[series.colour % len(SERIES)], MARKERS[series.colour % len(MARKERS)]
+    colour, marker = SERIES[series.colour % len(SERIES)], MARKERS[marker_number(series.colour)]
     shown = marker if series.points or len(series.x) == 1 else "none"
     axes.plot(series.x, series.y, color=colour, marker=shown, zorder=3)
     if series.spread is not None:

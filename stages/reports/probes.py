@@ -1,38 +1,23 @@
 """Probes side by side: names, the table, the protocol. Plain data in, plain data out."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.reports.formats import ALL_LABELS, NOTHING, capitalised, percent, points, share_name, share_value
-
-BASELINES = ("pixels", "random")
-"""Encoders that learned nothing."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """How features are called on the page.
-
-    Attributes:
-        label: 'pixels', 'random encoder', 'pretrained', ...; different for each.
-        kind: of the encoder, as features.json says it; 'fine-tuned' where labels trained it.
-        step: name of the step that is compared.
-        backbone: the encoder's architecture, '' for pixels.
-    """
-
-    label: str
-    kind: str
-    step: str
-    backbone: str
-
-    @property
-    def learned(self) -> bool:
-        return self.kind not in BASELINES
+from stages.reports.formats import (
+    ALL_LABELS,
+    NOTHING,
+    capitalised,
+    percent,
+    plural,
+    points,
+    share_name,
+    share_value,
+)
+from stages.reports.names import Named
 
 
 @dataclass(frozen=True)
@@ -43,6 +28,7 @@ class Probe:
         metrics: metrics.json.
         ids: int64 [T], the test images.
         correct: bool [T], whether the linear probe named the right class.
+        groups: int64 [T], equal for test images of one group; None where no group was declared.
     """
 
     name: Named
@@ -51,28 +37,50 @@ class Probe:
     metrics: dict[str, Any]
     ids: NDArray[np.int64]
     correct: NDArray[np.bool_]
+    groups: NDArray[np.int64] | None = None
 
 
-def name_features(encoder: dict[str, Any], step: str) -> Named:
-    """A name from the encoder card of features.json."""
-    kind = "fine-tuned" if encoder["stage"] == "finetune" else encoder["kind"]
-    backbone = "" if kind == "pixels" else str(encoder["name"])
-    label = {"random": "random encoder", "timm": f"timm {backbone.removeprefix('timm:')}"}.get(kind, kind)
-    return Named(label, kind, step, backbone)
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a probe, or probes of one fine-tuning on several shares of the labels."""
+
+    members: tuple[Probe, ...]
+
+    @property
+    def name(self) -> Named:
+        return self.members[0].name
+
+    @property
+    def label(self) -> str:
+        return self.name.row_label
+
+    @property
+    def fullest(self) -> Probe:
+        """The one whose encoder saw the most labels: it stands for the row where all labels are used."""
+        return max(self.members, key=lambda probe: probe.name.fraction)
+
+    def cell(self, kind: str, share: str) -> "Cell | None":
+        """One cell: of the encoder that saw exactly these labels; or else of the one that saw the largest part of them.
+
+        Where every encoder saw others, the cell has no value and says what the nearest saw; None where nothing was
+        measured.
+        """
+        found = [one for probe in self.members if (one := cell(probe.metrics, kind, share)) is not None]
+        exact = [one for one in found if one.saw is None]
+        if exact:
+            return exact[0]
+        measured = [one for one in found if one.value is not None]
+        if measured:
+            return max(measured, key=lambda one: one.saw or 0)
+        return min(found, key=lambda one: one.saw or 0, default=None)
 
 
-def distinguish(names: Sequence[Named], makers: Sequence[str]) -> list[Named]:
-    """Where several have one label, add what made them: the encoder's step (`makers`), or else the step itself."""
-    counts = Counter(name.label for name in names)
-    with_maker = [
-        replace(name, label=f"{name.label} ({maker})") if counts[name.label] > 1 else name
-        for name, maker in zip(names, makers, strict=True)
-    ]
-    counts = Counter(name.label for name in with_maker)
-    return [
-        replace(longer, label=f"{name.label} ({name.step})") if counts[longer.label] > 1 else longer
-        for name, longer in zip(names, with_maker, strict=True)
-    ]
+def rows_of(probes: Sequence[Probe]) -> list[Row]:
+    """The rows of the table, in the order of their first probes."""
+    found: dict[str, list[Probe]] = {}
+    for probe in probes:
+        found.setdefault(probe.name.row_label, []).append(probe)
+    return [Row(tuple(members)) for members in found.values()]
 
 
 def fractions(metrics: dict[str, Any]) -> list[str]:
@@ -87,56 +95,89 @@ def neighbour_counts(metrics: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A score in the table, with its standard deviation over subsets or its 95% interval, where it has one."""
+    """A score in the table.
 
-    value: float
+    Attributes:
+        value: from 0 to 1; None where the encoder saw labels that the column does not allow.
+        labels: how many the classifier saw.
+        spread: standard deviation over subsets of the labels, where there are several.
+        interval: of 95%, where there is one.
+        saw: share of the labels that trained the encoder, where these are not exactly the column's.
+        subset: index of the one subset that was measured, where the encoder saw labels.
+    """
+
+    value: float | None
+    labels: int
     spread: float | None = None
     interval: list[float] | None = None
+    saw: float | None = None
+    subset: int | None = None
 
 
 def cell(metrics: dict[str, Any], kind: str, share: str) -> Cell | None:
-    """One cell of the table; None where the probe did not measure it.
+    """One cell of a probe; None where it did not measure it.
 
     Args:
         kind: 'linear', or the k of the neighbours.
         share: of the labels, a key of the label curve.
     """
-    if kind == "linear" and share == ALL_LABELS:
-        linear = metrics["linear"]
-        return Cell(linear["top1"], interval=linear["top1_ci95"])
     curve = metrics["label_curve"].get(share)
-    if share == ALL_LABELS:
-        entry = metrics["knn"].get(kind)
-    else:
-        entry = curve if curve is None or kind == "linear" else curve["knn"].get(kind)
-    return None if entry is None else Cell(entry["top1"], spread=entry.get("sd"))
+    if curve is None:
+        return None
+    entry = curve if kind == "linear" else curve["knn"].get(kind)
+    if entry is None:
+        return None
+    return Cell(
+        entry["top1"],
+        curve["labels"],
+        spread=entry.get("sd"),
+        interval=metrics["linear"]["top1_ci95"] if kind == "linear" and share == ALL_LABELS else None,
+        saw=None if curve["encoder_saw_exactly"] else curve["encoder_saw"],
+        subset=curve["subset_indices"][0] if curve["encoder_saw"] and curve["subset_indices"] else None,
+    )
 
 
 def comparison(probes: Sequence[Probe]) -> dict[str, Any]:
-    """The table: groups of columns, and a row of cells for each probe.
+    """The table: groups of columns, and rows of cells.
 
     Returns:
         {"groups": [{"title", "short", "columns": [{"title", "kind", "share"}]}], "rows": [{"label", "step", "kind",
-        "backbone", "cells": [{"value", "spread", "interval", "best"} | None]}]}; scores from 0 to 1.
+        "backbone", "steps", "cells": [{"value", "labels", "spread", "interval", "saw", "subset", "best"} | None]}]};
+        scores from 0 to 1.
     """
     shares = sorted({key for probe in probes for key in fractions(probe.metrics)} | {ALL_LABELS}, key=share_value)
     ks = sorted({k for probe in probes for k in neighbour_counts(probe.metrics)}, key=int)
     groups = [_group("Linear probe", "linear", "linear", shares)]
-    groups += [_group(f"{k} nearest neighbours", f"knn-{k}", k, shares) for k in ks]
+    groups += [_group(plural(int(k), "nearest neighbour"), f"knn-{k}", k, shares) for k in ks]
     columns = [(column["kind"], column["share"]) for group in groups for column in group["columns"]]
-    cells = [[cell(probe.metrics, *column) for column in columns] for probe in probes]
-    best = [max((one.value for one in column if one), default=None) for column in zip(*cells, strict=True)]
-    rows = [
+    rows = rows_of(probes)
+    cells = [[row.cell(*column) for column in columns] for row in rows]
+    best = [_best(column) for column in zip(*cells, strict=True)]
+    table = [
         {
-            **named(probe.name),
+            "label": row.label,
+            "kind": row.name.kind,
+            "step": row.name.step,
+            "backbone": row.name.backbone,
+            "steps": [probe.name.step for probe in row.members],
             "cells": [
-                asdict(one) | {"best": len(probes) > 1 and one.value == highest} if one else None
-                for one, highest in zip(row, best, strict=True)
+                asdict(one) | {"best": len(rows) > 1 and one.value is not None and one.value == highest}
+                if one
+                else None
+                for one, highest in zip(found, best, strict=True)
             ],
         }
-        for probe, row in zip(probes, cells, strict=True)
+        for row, found in zip(rows, cells, strict=True)
     ]
-    return {"groups": groups, "rows": rows}
+    return {"groups": groups, "rows": table}
+
+
+def _best(column: Sequence[Cell | None]) -> float | None:
+    """The highest score of a column, if all are comparable: not where some are a mean and some of one subset."""
+    found = [one for one in column if one is not None and one.value is not None]
+    if any(one.spread is not None for one in found) and any(one.subset is not None for one in found):
+        return None
+    return max((one.value for one in found if one.value is not None), default=None)
 
 
 def console_table(table: dict[str, Any]) -> dict[str, list[Any]]:
@@ -180,6 +221,8 @@ def protocol(probes: Sequence[Probe]) -> dict[str, Any]:
 PROTOCOL_NAMES = {
     "train": "Training images",
     "test": "Test images",
+    "groups": "Groups that stay together",
+    "largest_class": "Training images of the largest class",
     "held_out": "Held out to choose the penalty",
     "standardised": "Features standardised by",
     "neighbour_temperature": "Temperature of neighbours",
@@ -199,11 +242,19 @@ def _protocol_card(metrics: dict[str, Any]) -> dict[str, Any]:
     }
     for key in fractions(metrics):
         entry = metrics["label_curve"][key]
-        text = f"{entry['subsets']} of {entry['labels']:,} labels"
-        card[f"Subsets at {share_name(key)}"] = text + (", penalty fixed" if entry["fixed_penalty"] else "")
+        if key != ALL_LABELS:
+            card[f"Subsets at {share_name(key)}"] = _subsets_text(entry)
     return card | {
         PROTOCOL_NAMES.get(key, capitalised(key.replace("_", " "))): value for key, value in metrics["protocol"].items()
     }
+
+
+def _subsets_text(entry: dict[str, Any]) -> str:
+    """'10 of 14 labels, penalty fixed': how one point of a label curve was measured."""
+    if not entry["subsets"]:
+        return f"none: the encoder saw {100 * entry['encoder_saw']:.4g}%"
+    which = f"number {entry['subset_indices'][0]} alone," if entry["encoder_saw"] else str(entry["subsets"])
+    return f"{which} of {entry['labels']:,} labels" + (", penalty fixed" if entry["fixed_penalty"] else "")
 
 
 def _group(title: str, short: str, kind: str, shares: Sequence[str]) -> dict[str, Any]:
@@ -214,12 +265,22 @@ def _group(title: str, short: str, kind: str, shares: Sequence[str]) -> dict[str
 def _cell_text(one: dict[str, Any] | None) -> str:
     if one is None:
         return NOTHING
+    text = percent(one["value"])
     if one["interval"]:
         low, high = one["interval"]
-        return f"{percent(one['value'])} [{points(low)}, {points(high)}]"
-    return percent(one["value"]) + (f" ±{points(one['spread'])}" if one["spread"] is not None else "")
+        text += f" [{points(low)}, {points(high)}]"
+    elif one["spread"] is not None:
+        text += f" ±{points(one['spread'])}"
+    return text + (f" saw {100 * one['saw']:.4g}%" if one["saw"] is not None else "")
 
 
-def named(name: Named) -> dict[str, str]:
+def named(name: Named) -> dict[str, Any]:
     """A name as plain data."""
-    return {"label": name.label, "kind": name.kind, "step": name.step, "backbone": name.backbone}
+    return {
+        "label": name.label,
+        "row": name.row_label,
+        "kind": name.kind,
+        "step": name.step,
+        "backbone": name.backbone,
+        "fraction": name.fraction,
+    }

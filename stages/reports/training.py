@@ -1,10 +1,14 @@
-"""Curves of pretraining, from metrics.jsonl."""
+"""Curves of pretraining and the outcome of fine-tunings, from metrics.jsonl."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from stages.reports.artifacts import Artifact, Lineage, read_json, read_lines
+from stages.reports.formats import capitalised
+from stages.reports.names import describe_tuning
 
 MOST_POINTS = 300
 """Points of one curve: more than a plot of 400 pixels shows."""
@@ -71,4 +75,54 @@ def training(lines: Sequence[dict[str, Any]], card: dict[str, Any]) -> dict[str,
             "samples": health["rankme_samples"],
             "dimension": card["projector"]["dimension"],
         },
+    }
+
+
+FIGURES = {
+    "loss": "Loss",
+    "accuracy": "Accuracy in the batch",
+    "active_triplets": "Active triplets",
+    "positive_distance": "Distance to positives",
+    "negative_distance": "Distance to negatives",
+    "gradient_norm": "Gradient norm",
+}
+"""What the table of fine-tunings shows of their ends, by key of metrics.jsonl; keys that are not here come after."""
+FIGURE_SHARES = frozenset({"accuracy", "active_triplets"})
+NOT_SHOWN = frozenset({"step", "epoch", "learning_rate"})
+
+
+def fine_tuning(lineage: Lineage) -> dict[str, Any]:
+    """A row for each fine-tuning: many curves would be none.
+
+    Returns:
+        {"columns": [{"key", "title", "share"}], "rows": [{"step", "digest", "seed", "name", "labels", "fraction",
+        "subset", "trained", "steps", "last": {key: value}}]}
+    """
+    rows = [_fine_tuned(lineage, artifact) for artifact in lineage.of_stage("finetune")]
+    found = dict.fromkeys(key for row in rows for key in row["last"])
+    keys = [key for key in FIGURES if key in found] + [key for key in found if key not in FIGURES]
+    columns = [
+        {"key": key, "title": FIGURES.get(key, capitalised(key.replace("_", " "))), "share": key in FIGURE_SHARES}
+        for key in keys
+    ]
+    return {"columns": columns, "rows": rows}
+
+
+def _fine_tuned(lineage: Lineage, artifact: Artifact) -> dict[str, Any]:
+    lines = read_lines(artifact.files / "metrics.jsonl")
+    seen = read_json(artifact.files / "model.json")["labels_seen"][-1]
+    # Each figure where it was recorded last: a mean over the steps since the line before.
+    last = {key: value for line in lines for key, value in line.items() if key not in NOT_SHOWN}
+    freeze = artifact.settings.get("freeze", "none")
+    return {
+        "step": artifact.step,
+        "digest": artifact.digest,
+        "seed": artifact.seed,
+        "name": describe_tuning(lineage, artifact, seen["loss"]),
+        "labels": seen["samples"],
+        "fraction": seen["fraction"],
+        "subset": seen["subset"],
+        "trained": {"none": "all weights", "encoder": "the head alone"}.get(freeze, f"what follows {freeze}"),
+        "steps": max((line["step"] for line in lines), default=0),
+        "last": {key: float(f"{value:.6g}") for key, value in last.items()},
     }

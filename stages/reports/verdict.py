@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.reports.formats import ALL_LABELS, capitalised, percent, points, share_name
-from stages.reports.probes import Probe, cell, fractions, named, neighbour_counts
+from stages.evaluation.groups import are_single
+from stages.evaluation.intervals import bootstrap_interval
+from stages.reports.formats import ALL_LABELS, capitalised, percent, plural, points, share_name
+from stages.reports.names import FINE_TUNED
+from stages.reports.probes import Probe, Row, fractions, neighbour_counts, rows_of
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -14,39 +17,40 @@ BOOTSTRAP_SAMPLES = 10_000
 def verdict(probes: Sequence[Probe]) -> dict[str, Any]:
     """What the probes say, in a sentence.
 
-    The subject is the recipe's first encoder that was trained here (or else a published one, or a baseline): it is
-    not picked by its score.
+    The subject is the recipe's first encoder that was pretrained here (or else a fine-tuned or a published one, or a
+    baseline): it is not picked by its score. All are compared where all labels of train are used; of fine-tunings on
+    several shares of the labels it is the one that saw the most, and what it did not see is said.
 
     Returns:
-        {"sentence", "few_labels", "caveat", "state": better | mixed | worse | same | alone, "subject",
-        "comparisons": [{"against", "difference", "interval", "state"}],
-        "scores": [{"label", "kind", "step", "backbone", "top1", "interval"}]}
+        {"sentence", "fine_tuned", "few_labels", "caveat", "state": better | mixed | worse | same | alone, "subject",
+        "comparisons": [{"against", "kind", "saw", "difference", "interval", "state"}],
+        "scores": [{"label", "kind", "step", "backbone", "saw", "top1", "interval"}]}
     """
-    subject = min(probes, key=lambda probe: (not probe.name.learned, probe.name.kind == "timm"))
-    others = [probe for probe in probes if probe is not subject]
-    comparisons = [compare(subject, other) for other in sorted(others, key=lambda probe: probe.name.learned)]
-    top1, (low, high) = _top1(subject), subject.metrics["linear"]["top1_ci95"]
+    rows = rows_of(probes)
+    subject = min(rows, key=lambda row: (not row.name.learned, row.name.kind == "timm", row.name.kind == FINE_TUNED))
+    others = [row for row in rows if row is not subject]
+    comparisons = [_compare_rows(subject, other) for other in sorted(others, key=lambda row: row.name.learned)]
+    plain = [item for item in comparisons if item["kind"] != FINE_TUNED]
+    top1, (low, high) = _top1(subject.fullest), subject.fullest.metrics["linear"]["top1_ci95"]
     sentence = (
-        f"{capitalised(subject.name.label)} reaches {percent(top1)} top-1 with a linear probe "
+        f"{capitalised(subject.label)}{_seen(_saw(subject))} reaches {percent(top1)} top-1 with a linear probe "
         f"(95% interval {points(low)} to {points(high)})"
     )
-    if comparisons:
-        sentence += ": " + _join([_comparison_text(item) for item in comparisons])
-    states = {item["state"] for item in comparisons}
+    if plain:
+        sentence += ": " + _join([_comparison_text(item) for item in plain])
+    states = {item["state"] for item in plain or comparisons}
     state = "alone" if not states else states.pop() if len(states) == 1 else "mixed"
-    test = subject.metrics["protocol"]["test"]
+    test = subject.fullest.metrics["protocol"]["test"]
     return {
         "sentence": sentence + ".",
+        "fine_tuned": _fine_tuned_text(subject, [item for item in comparisons if item["kind"] == FINE_TUNED]),
         "few_labels": _few_labels(subject, others),
         "caveat": f"On these {test:,} test images, one seed: the intervals hold for other test images, "
         "not for another training run.",
         "state": state,
-        "subject": subject.name.label,
+        "subject": subject.label,
         "comparisons": comparisons,
-        "scores": [
-            {**named(probe.name), "top1": _top1(probe), "interval": probe.metrics["linear"]["top1_ci95"]}
-            for probe in (subject, *others)
-        ],
+        "scores": [_score(row) for row in (subject, *others)],
     }
 
 
@@ -54,18 +58,38 @@ def compare(probe: Probe, other: Probe) -> dict[str, Any]:
     """Difference of two probes in top-1 with its 95% interval, a paired bootstrap over the test images.
 
     A resampling draws the counts of images that only the one, only the other, and both or neither got right: the
-    same distribution as drawing the images. Without the same test images there is no interval.
+    same distribution as drawing the images. Where images form groups, whole groups are drawn. Without the same test
+    images there is no interval.
     """
     difference = _top1(probe) - _top1(other)
     interval = None
     if np.array_equal(probe.ids, other.ids):
         gains = probe.correct.astype(np.int64) - other.correct.astype(np.int64)
-        shares = [np.mean(gains == sign) for sign in (1, -1, 0)]
-        drawn = np.random.default_rng(0).multinomial(len(gains), shares, size=BOOTSTRAP_SAMPLES)
-        differences = (drawn[:, 0] - drawn[:, 1]) / len(gains)
-        interval = [round(float(bound), 6) for bound in np.quantile(differences, [0.025, 0.975])]
-    found = {"against": other.name.label, "difference": round(difference, 6), "interval": interval}
+        if probe.groups is not None and not are_single(probe.groups):
+            bounds = bootstrap_interval(gains, BOOTSTRAP_SAMPLES, groups=probe.groups)
+        else:
+            shares = [np.mean(gains == sign) for sign in (1, -1, 0)]
+            drawn = np.random.default_rng(0).multinomial(len(gains), shares, size=BOOTSTRAP_SAMPLES)
+            bounds = np.quantile((drawn[:, 0] - drawn[:, 1]) / len(gains), [0.025, 0.975])
+        interval = [round(float(bound), 6) for bound in bounds]
+    found = {"against": other.name.row_label, "difference": round(difference, 6), "interval": interval}
     return found | {"state": _state(interval)}
+
+
+def _compare_rows(subject: Row, other: Row) -> dict[str, Any]:
+    return compare(subject.fullest, other.fullest) | {"kind": other.name.kind, "saw": _saw(other)}
+
+
+def _saw(row: Row) -> float | None:
+    """Share of the labels that trained the encoder, where it is compared beside all labels and saw others."""
+    curve = row.fullest.metrics["label_curve"][ALL_LABELS]
+    return None if curve["encoder_saw_exactly"] else curve["encoder_saw"]
+
+
+def _score(row: Row) -> dict[str, Any]:
+    probe, name = row.fullest, row.name
+    card = {"label": row.label, "kind": name.kind, "step": probe.name.step, "backbone": name.backbone}
+    return card | {"saw": _saw(row), "top1": _top1(probe), "interval": probe.metrics["linear"]["top1_ci95"]}
 
 
 def _state(interval: list[float] | None) -> str:
@@ -77,25 +101,97 @@ def _state(interval: list[float] | None) -> str:
 def _comparison_text(item: dict[str, Any]) -> str:
     size = points(abs(item["difference"]))
     against = f"the {item['against']}" if item["against"].startswith("random encoder") else item["against"]
+    against += _seen(item["saw"])
     if item["interval"] is None:
         return f"{size} points {'above' if item['difference'] >= 0 else 'below'} {against} (other test images)"
     low, high = sorted(abs(bound) for bound in item["interval"])
     if item["state"] == "same":
-        return f"not told apart from {against} ({item['difference'] * 100:+.1f} points)"
+        return f"not told apart from {against} ({_signed(item['difference'])} points)"
     return f"{item['state']} than {against} by {size} points ({points(low)} to {points(high)})"
 
 
-def _few_labels(subject: Probe, others: Sequence[Probe]) -> str | None:
-    """A sentence about the smallest share of the labels, by the first of the neighbours (which fits nothing)."""
-    share, k = fractions(subject.metrics)[0], neighbour_counts(subject.metrics)[0]
-    cells = [(probe.name.label, cell(probe.metrics, k, share)) for probe in (subject, *others)]
-    scores = [(label, percent(one.value)) for label, one in cells if one]
-    if share == ALL_LABELS or len(scores) < len(cells):
+FOUND = {
+    "worse": "better than {subject}",  # the subject's state; the sentence is about the others
+    "same": "not told apart from {subject}",
+    "better": "worse than {subject}",
+    "unpaired": "measured on other test images",
+}
+
+
+def _fine_tuned_text(subject: Row, comparisons: Sequence[dict[str, Any]]) -> str | None:
+    """A sentence about the fine-tuned encoders, beside all labels: those that are better than the subject first."""
+    parts = []
+    for state, words in FOUND.items():
+        found = [item for item in comparisons if item["state"] == state]
+        listed = [f"{item['against']} ({_gain(item)})" for item in found]
+        if listed:
+            verb = "is" if len(listed) == 1 else "are"
+            parts.append(f"{_join(listed)} {verb} {words.format(subject=subject.label)}")
+    return f"With all labels, by linear probe: {'; '.join(parts)}." if parts else None
+
+
+def _gain(item: dict[str, Any]) -> str:
+    """'+4.2 points': by how much what was compared is above the subject, and what it saw where that is less."""
+    saw = "" if item["saw"] is None else f", saw {100 * item['saw']:.4g}% of the labels"
+    return f"{_signed(-item['difference'])} points{saw}"
+
+
+def _few_labels(subject: Row, others: Sequence[Row]) -> str | None:
+    """A sentence about the smallest share of the labels, by the first of the neighbours (which fits nothing).
+
+    Means over subsets are compared with one another; an encoder that was fine-tuned on one subset is compared on it.
+    """
+    metrics = subject.fullest.metrics
+    share, k = fractions(metrics)[0], neighbour_counts(metrics)[0]
+    if share == ALL_LABELS:
         return None
-    labels = subject.metrics["label_curve"][share]["labels"]
-    text = f"With {share_name(share)} of the labels ({labels:,}), {k} nearest neighbours reach {scores[0][1]}"
-    against = [f"{score} ({label})" for label, score in scores[1:]]
-    return text + (f", against {_join(against)}." if against else ".")
+    plain = [row for row in (subject, *others) if row.name.kind != FINE_TUNED]
+    cells = [(row.label, row.cell(k, share)) for row in plain]
+    scores = [(label, percent(one.value)) for label, one in cells if one and one.value is not None]
+    text = ""
+    neighbours = plural(int(k), "nearest neighbour")
+    reach = "reaches" if k == "1" else "reach"
+    if plain and plain[0] is subject and len(scores) == len(cells):
+        labels = metrics["label_curve"][share]["labels"]
+        text = f"With {share_name(share)} of the labels ({labels:,}), {neighbours} {reach} {scores[0][1]}"
+        against = [f"{score} ({label})" for label, score in scores[1:]]
+        text += f", against {_join(against)}." if against else "."
+    tuned = [(row, one) for row in (subject, *others) if (one := _tuned_cell(row, k, share))]
+    same = [(row, one) for row, one in tuned if one[0] == tuned[0][1][0]]
+    if not same:
+        return text or None
+    index = same[0][1][0]
+    listed = [f"{percent(score)} ({row.label})" for row, (_, score) in same]
+    text += " " if text else f"With {share_name(share)} of the labels, by {neighbours}: "
+    text += f"Fine-tuned on one such subset: {_join(listed)}"
+    own = _on_subset(subject, k, share, index)
+    return text + (f"; {subject.label} reaches {percent(own)} with the same labels." if own is not None else ".")
+
+
+def _tuned_cell(row: Row, k: str, share: str) -> tuple[int, float] | None:
+    """Subset and score of an encoder that was fine-tuned on exactly this share."""
+    one = row.cell(k, share) if row.name.kind == FINE_TUNED else None
+    if one is None or one.value is None or one.saw is not None or one.subset is None:
+        return None
+    return one.subset, one.value
+
+
+def _on_subset(row: Row, k: str, share: str, index: int) -> float | None:
+    """The score of an encoder without labels on one subset."""
+    curve = row.fullest.metrics["label_curve"].get(share)
+    if row.name.kind == FINE_TUNED or curve is None or index not in curve["subset_indices"]:
+        return None
+    return curve["knn"][k]["by_subset"][curve["subset_indices"].index(index)]
+
+
+def _seen(saw: float | None) -> str:
+    """' (saw 10% of the labels)', or nothing where these are the labels that count."""
+    return "" if saw is None else f" (saw {100 * saw:.4g}% of the labels)"
+
+
+def _signed(difference: float) -> str:
+    """0.042 -> '+4.2': percentage points; what rounds to nothing has no minus."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -13,6 +13,8 @@ class Embed(StageSettings):
     """Features of every image: the backbone in evaluation mode on one deterministic resize and centre crop."""
 
     stage_version: ClassVar[int] = 2
+    uses_ranks: ClassVar[bool] = True
+    lower_for_memory: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     shards: str = artifact("shard", description="images to embed, all splits")
     encoder: str = artifact(
@@ -22,16 +24,21 @@ class Embed(StageSettings):
         literals=("random", "pixels"),
         prefixes=("timm:",),
     )
+    views: str | None = artifact(
+        "augment", default=None, description="a view policy that gives `random` and `pixels` their size of images"
+    )
     architecture: Architecture = setting(Architecture(), "of a `random` encoder")
-    image_size: int = setting(32, "pixels, for `random` and `pixels`; an encoder brings its own", ge=1)
+    image_size: int = setting(32, "pixels, for `random` and `pixels` without `views`; an encoder brings its own", ge=1)
     batch_size: int = setting(500, "images in a batch", ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)
 
     def without_effect(self) -> set[str]:
         if self.encoder == "random":
-            return set()
-        return {"architecture"} if self.encoder == "pixels" else {"architecture", "image_size"}
+            idle = set()
+        else:
+            idle = {"architecture"} if self.encoder == "pixels" else {"architecture", "image_size"}
+        return idle if self.views is None else idle | {"image_size"}
 
     def depends_on_seed(self) -> bool:
         return self.encoder == "random"

@@ -22,6 +22,7 @@ class Probe(StageSettings):
     """How good features are: logistic regression, nearest neighbours, and both with few labels."""
 
     stage_version: ClassVar[int] = 2
+    lower_for_memory: ClassVar[tuple[str, ...]] = ("penalties.count", "folds")
 
     features: str = artifact("embed", description="features of all splits")
     test_split: Literal["test", "val"] = setting("test", "the split that is scored, once")
@@ -33,6 +34,9 @@ class Probe(StageSettings):
     neighbours: tuple[Count, ...] = setting((20, 200), "k of the nearest-neighbour classifier", min_length=1)
     neighbour_temperature: float = setting(0.1, "weight of a neighbour: exp(similarity / temperature)", gt=0)
     bootstrap_samples: int = setting(1000, "resamplings of the test part for a 95% interval", ge=100)
+    without_labels: Literal["fail", "pass"] = setting(
+        "fail", "without labels, or with one class only: fail, or pass without a score; a report then shows health"
+    )
     max_iterations: int = setting(500, "of L-BFGS for one penalty", ge=1)
 
     @model_validator(mode="after")

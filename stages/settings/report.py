@@ -9,6 +9,7 @@ class Report(StageSettings):
     """One HTML file, and report.json with every number in it."""
 
     stage_version: ClassVar[int] = 2
+    lower_for_memory: ClassVar[tuple[str, ...]] = ("health_samples", "neighbour_queries")
     reads_ancestors: ClassVar[bool] = True
 
     of: tuple[str, ...] = artifact(
