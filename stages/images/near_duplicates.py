@@ -79,8 +79,8 @@ def find_near_duplicates(
 ) -> NearDuplicates:
     """Find the pairs in finished shards, within and across splits.
 
-    Within a split, images of one group (tiles of one parent among them) are no pair. An image has at most PARTNERS
-    partners in each split.
+    Within a split, images of one group (tiles of one parent among them) are no pair. An image looks
+    for PARTNERS others in each split, at most, and for as many of equal bytes.
 
     Args:
         folder: has the tars, index.parquet and shards.json.
