@@ -319,7 +319,7 @@ class Training:
                 window_started, window_first = now, self.done
             self._progress.advance(1, self._note)
             stop = self._run.peers.largest(self._run.signal or 0)  # all ranks stop after the same step
-            if self.done < self._total and (stop or self.done % self._checkpoint_every == 0):
+            if stop or (self.done < self._total and self.done % self._checkpoint_every == 0):
                 self._run.peers.alone(self._save)
             if stop:
                 raise Interrupted(stop)

@@ -60,8 +60,9 @@ def probe(run: Run, settings: Probe) -> None:
     solver = Solver(path.smallest, path.largest, path.count, len(features.classes), settings.max_iterations)
     plan = _plan(run, settings, train)
     with run.progress(2 + sum(len(fair.indices) for fair in plan.values()), "measurements") as progress:
+        everything = fair_subsets(_labels_seen(train), 1, 1, run.seed, lambda _: len(train))
         mask = held_out(train.labels.numpy(), train.ids, settings.held_out_fraction, run.seed, _groups(train))
-        choice, model = solver.fit(train, [mask])
+        choice, model = solver.fit(train, [] if everything.known_by_heart else [mask])
         logits = model.logits(test.features, 0)
         linear = score(logits, test.labels, settings.bootstrap_samples, run.seed, _groups(test))
         progress.advance()
@@ -74,13 +75,14 @@ def probe(run: Run, settings: Probe) -> None:
             for index in fair.indices:
                 # Shares below one label a class hold the same subset: it is measured once.
                 if (labels, index) not in measured:
-                    measured[labels, index] = _measure_subset(run.seed, settings, solver, train, test, fraction, index)
+                    part = train.select(label_subset(train.labels.numpy(), train.ids, fraction, run.seed, index))
+                    masks = [] if fair.known_by_heart else _folds(run.seed, settings, part, index)
+                    measured[labels, index] = _measure_subset(settings, solver, part, masks, test)
                 progress.advance()
             subsets = [measured[labels, index] for index in fair.indices]
             curve[f"{100 * fraction:g}pct"] = _summarise(settings, labels, fair, subsets)
-    everything = fair_subsets(_labels_seen(train), 1, 1, run.seed, lambda _: len(train))
     curve["100pct"] = _summarise(settings, len(train), everything, [Measured(choice, linear["top1"], neighbours)])
-    _warn(run, settings, solver, choice, train)
+    _warn(run, settings, solver, choice, train, everything)
     metrics = {
         "linear": linear
         | {
@@ -224,14 +226,16 @@ def _plan(run: Run, settings: Probe, train: Features) -> dict[float, Fair]:
     return plan
 
 
-def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features) -> None:
+def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, everything: Fair) -> None:
     """What a reader of the figures should know."""
     if choice.at_edge:
         run.warn(
             f"the penalty that was chosen, {choice.penalty:g}, is at the edge of the path: a wider one may score "
             "higher (penalties.smallest, penalties.largest)"
         )
-    if choice.fixed and len(train) >= 2 * len(train.labels.unique()):
+    if everything.known_by_heart:
+        run.say(f"the encoder learned from all of the labels, so none can choose the penalty: it is {choice.penalty:g}")
+    elif choice.fixed and len(train) >= 2 * len(train.labels.unique()):
         run.warn(
             f"no group of training images can be held out without losing a class: the penalty is {choice.penalty:g}, "
             "fixed beforehand"
@@ -266,16 +270,19 @@ class Measured:
     neighbours: dict[int, float]
 
 
+def _folds(seed: int, settings: Probe, part: Features, index: int) -> list[np.ndarray]:
+    """Folds of a subset of the labels, bool [N] each; none where there are no two groups to part."""
+    folds = min(settings.folds, len(np.unique(part.groups)))
+    if folds < 2:
+        return []
+    fold = stratified_folds(part.labels.numpy(), part.ids, folds, seed, index, _groups(part))
+    return [fold == number for number in range(folds)]
+
+
 def _measure_subset(
-    seed: int, settings: Probe, solver: Solver, train: Features, test: Features, fraction: float, index: int
+    settings: Probe, solver: Solver, part: Features, masks: Sequence[np.ndarray], test: Features
 ) -> Measured:
     """Both classifiers on one subset of the labels; its penalty is chosen by folds inside it."""
-    part = train.select(label_subset(train.labels.numpy(), train.ids, fraction, seed, index))
-    folds = min(settings.folds, len(np.unique(part.groups)))
-    masks = []
-    if folds > 1:
-        fold = stratified_folds(part.labels.numpy(), part.ids, folds, seed, index, _groups(part))
-        masks = [fold == number for number in range(folds)]
     choice, model = solver.fit(part, masks)
     votes = _neighbour_votes(settings, part, test)
     top1 = accuracy(model.predict(test.features)[0], test.labels)

@@ -29,6 +29,11 @@ class Fair:
     saw: float
     exact: bool
 
+    @property
+    def known_by_heart(self) -> bool:
+        """Whether the encoder learned from all of the labels: none of them, held out, tells how it does on others."""
+        return self.exact and self.saw > 0
+
 
 def fair_subsets(
     seen: Sequence[Mapping[str, Any]], fraction: float, subsets: int, seed: int, size: Callable[[float], int]

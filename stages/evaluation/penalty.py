@@ -10,9 +10,9 @@ from torch import Tensor
 from stages.evaluation.features import Features
 from stages.evaluation.logistic import LogisticPath, fit_logistic_paths, principal_axes
 
-FEW_LABELS_PENALTY = 0.1
-"""With fewer than two labels a class nothing is left to choose a penalty on: then it is this one (scikit-learn's C = 1
-at ten labels). It was not tuned."""
+FIXED_PENALTY = 0.1
+"""Where no training image can tell penalties apart it is this one (scikit-learn's C = 1 at ten labels): with fewer than
+two labels a class, or where the encoder learned from all of them. It was not tuned."""
 SCORED, COMPARED = 1e-6, 1e-5
 """Tolerance of the objective, relative: of fits with all labels or on test, and of the many that compare penalties by
 folds of a subset."""
@@ -60,7 +60,7 @@ class Solver:
             # Found once for all these fits. Where rows are fewer, each fit has a smaller space of its own.
             axes = principal_axes(part.features, standardise=True)
         if not held or len(part) < 2 * len(part.labels.unique()):
-            choice = Choice(FEW_LABELS_PENALTY, [], 0, False)
+            choice = Choice(FIXED_PENALTY, [], 0, False)
         else:
             choice = self._choose(part, held, axes)
         return choice, self._paths([(part.features, part.labels)], [choice.penalty], axes, SCORED)[0]

@@ -237,10 +237,10 @@ def _copies(index: pa.Table) -> Iterator[tuple[int, int]]:
         if length == 1:
             continue
         rows = index.select(["split", "group"]).take(order[start : start + length]).to_pylist()
-        of_split: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+        of_split: dict[str, list[tuple[tuple[str, int], int]]] = {name: [] for name in names}
         for identity, row in zip(order[start : start + length].tolist(), rows, strict=True):
             # An image without a group is a group of its own.
-            group = f"image {identity}" if row["group"] is None else f"group {row['group']}"
+            group = ("", identity) if row["group"] is None else (row["group"], -1)
             of_split[row["split"]].append((group, identity))
         for first, second in combinations(names, 2):
             for _, other in of_split[second]:
