@@ -23,6 +23,7 @@ from stages.models import (
     architecture_at,
     build_encoder,
     build_optimiser,
+    choose_memory_format,
     clip_gradient,
     convert_batch_norm,
     count_parameters,
@@ -85,7 +86,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     labels = shards.labels[chosen].numpy()
     plan = _plan(run, settings, chosen, labels)
     start = _start(run, settings, shards)
-    encoder, memory_format = start.encoder, torch.channels_last if settings.channels_last else torch.contiguous_format
+    encoder, memory_format = start.encoder, choose_memory_format(start.encoder, settings.channels_last)
     loss_of = _loss(settings, encoder, np.bincount(labels, minlength=len(shards.classes)))
     convert_batch_norm(encoder)
     _freeze(run, settings, encoder, loss_of)

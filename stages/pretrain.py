@@ -23,6 +23,7 @@ from stages.models import (
     build_encoder,
     build_optimiser,
     build_projector,
+    choose_memory_format,
     clip_gradient,
     convert_batch_norm,
     count_parameters,
@@ -55,7 +56,7 @@ def pretrain(run: Run, settings: Pretrain) -> None:
     shards, batch_size = _training_images(run, settings)
     encoder, architecture, policy = _encoder(run, settings)
     projector = build_projector(encoder.embedding_size, **settings.projector.model_dump())
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    memory_format = choose_memory_format(encoder, settings.channels_last)
     for module in (encoder, projector):
         convert_batch_norm(module)
         module.to(run.device).to(memory_format=memory_format)

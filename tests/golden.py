@@ -74,7 +74,29 @@ steps:
     epochs: 2
     batch_size: 4
 
+  tuned_classes:
+    stage: finetune
+    shards: digits
+    views: small_views
+    encoder: lars
+    loss: {name: arcface, margin_ramp: 0.5}
+    label_fraction: 0.1
+    batch_size: 32
+    max_steps: 3
+    record_every_steps: 1
+  tuned_pairs:
+    stage: finetune
+    shards: folder
+    encoder: adamw
+    projector_layers: 1
+    loss: {name: triplet, margin: soft}
+    freeze: layer1
+    classes_per_batch: 2
+    images_per_class: 3
+    max_steps: 2
+
   embed: {stage: embed, shards: digits, encoder: lars}
+  embed_tuned: {stage: embed, shards: digits, encoder: tuned_classes}
   embed_random: {stage: embed, shards: digits, encoder: random, architecture: {backbone: resnet10, width: 4}}
   embed_pixels: {stage: embed, shards: digits, encoder: pixels, image_size: 8}
   embed_unlabelled: {stage: embed, shards: unlabelled, encoder: adamw}
@@ -89,9 +111,10 @@ steps:
     folds: 2
     bootstrap_samples: 100
   probe_random: {<<: *probe, features: embed_random}
+  probe_tuned: {<<: *probe, features: embed_tuned}
   probe_pixels: {<<: *probe, features: embed_pixels}
 
-  report: {stage: report, of: [probe, probe_random, probe_pixels], neighbour_queries: 2}
+  report: {stage: report, of: [probe, probe_random, probe_pixels, probe_tuned], neighbour_queries: 2}
   report_unlabelled: {stage: report, of: [embed_unlabelled, embed_unlabelled_pixels], neighbour_queries: 2}
 """.replace("LONGEST_COPIED", str(LONGEST_COPIED))
 
@@ -152,8 +175,12 @@ def _fields(picture: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _pretrain(files: Path) -> dict[str, Any]:
-    weights = load_file(files / "encoder.safetensors")
+def _trained(files: Path) -> dict[str, Any]:
+    weights = {
+        f"{path.stem}.{name}": value
+        for path in sorted(files.glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
     return {
         "card": json.loads((files / "model.json").read_text()),
         "metrics": [json.loads(line) for line in (files / "metrics.jsonl").read_text().splitlines()],
@@ -178,7 +205,7 @@ def _probe(files: Path) -> dict[str, Any]:
     return {
         "linear": {key: linear[key] for key in ("top1", "top1_ci95", "penalty")},
         "knn": {k: entry["top1"] for k, entry in metrics["knn"].items()},
-        "labels": {key: labels[key] for key in ("top1", "sd", "labels")},
+        "labels": {key: labels.get(key) for key in ("top1", "sd", "labels")},
     }
 
 
@@ -207,7 +234,8 @@ def _masked(text: str) -> str:
 SUMMARIES = {
     "shard": _shard,
     "augment": _augment,
-    "pretrain": _pretrain,
+    "pretrain": _trained,
+    "finetune": _trained,
     "embed": _embed,
     "probe": _probe,
     "report": _report,

@@ -22,6 +22,7 @@ from stages.models.card import (
 )
 from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder, inflate_stem, match_channels
 from stages.models.heads import build_head
+from stages.models.memory_format import choose_memory_format
 from stages.models.optimisers import (
     Lars,
     build_optimiser,
@@ -51,6 +52,7 @@ __all__ = [
     "build_head",
     "build_optimiser",
     "build_projector",
+    "choose_memory_format",
     "clip_gradient",
     "convert_batch_norm",
     "count_parameters",

@@ -65,7 +65,9 @@ class Finetune(StageSettings):
     images_per_class: int = setting(8, "K: images of each of these classes", ge=2)
     gradient_clip: float | None = setting(None, "largest norm of the whole gradient", gt=0)
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoder's arithmetic; the loss is always fp32")
-    channels_last: bool = setting(True, "memory format of the encoder")
+    channels_last: bool = setting(
+        True, "memory format of the encoder, where torch is safe with it (at 8 channels or more)"
+    )
     record_every_steps: int = setting(10, "steps that one line of metrics.jsonl is the mean of", ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)

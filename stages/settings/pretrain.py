@@ -52,7 +52,9 @@ class Pretrain(StageSettings):
     temperature: float = setting(0.5, "of NT-Xent", gt=0)
     gradient_clip: float | None = setting(None, "largest norm of the whole gradient", gt=0)
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoder's arithmetic; the loss is always fp32")
-    channels_last: bool = setting(True, "memory format of the encoder")
+    channels_last: bool = setting(
+        True, "memory format of the encoder, where torch is safe with it (at 8 channels or more)"
+    )
     online_probe: bool = setting(True, "where labels exist: a linear probe beside, behind a stopped gradient")
     record_every_steps: int = setting(10, "steps that one line of metrics.jsonl is the mean of", ge=1)
     health_every_epochs: int = setting(1, "epochs between two measurements of RankMe; the last is always taken", ge=1)
