@@ -143,6 +143,10 @@ class SourceSettings(StageSettings):
         name = str(self.source).partition(":")[2]
         return name, Path(self.download_folder or f"{DOWNLOADS}/{name}").expanduser()
 
+    def depends_on_seed(self) -> bool:
+        """Only drawn splits do; where it is left open which they are, they may be drawn."""
+        return self.splits != "given" and self.val_fraction + self.test_fraction > 0
+
     def foreign_inputs(self) -> dict[str, ForeignInput]:
         if isinstance(self.source, tuple):
             paths = tuple(_path(one) for one in self.source)
