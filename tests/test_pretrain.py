@@ -36,7 +36,7 @@ def lines(files: Path) -> list[dict[str, float]]:
 
 
 def test_it_learns_and_says_how(run_stage: RunStage, inputs: dict[str, Path]) -> None:
-    files = run_stage("pretrain", TINY, inputs)
+    files = run_stage("pretrain", TINY | {"architecture": {"backbone": "resnet10", "width": 16}}, inputs)
     rows = lines(files)
     means = [row for row in rows if "loss" in row]
     assert [row["step"] for row in means] == [4, 8, 12, 16, 20, 22]
@@ -47,7 +47,7 @@ def test_it_learns_and_says_how(run_stage: RunStage, inputs: dict[str, Path]) ->
     assert [row["step"] for row in health] == [11, 22]
     assert all(0 < row["rankme_share"] <= 1 and row["rankme_samples"] == 80 for row in health)
     encoder, card = load_encoder(files)
-    assert encoder.embedding_size == card.embedding_size == 32
+    assert encoder.embedding_size == card.embedding_size == 128
     assert card.image_size == 8
 
 

@@ -391,7 +391,15 @@ def test_an_encoder_that_saw_labels_is_measured_on_those_alone(
     assert (below["top1"], below["subset_indices"], below["labels"]) == (None, [], 20)
     assert below["knn"] == {"5": {"top1": None, "by_subset": []}}
     assert (exact["subset_indices"], exact["encoder_saw_exactly"]) == ([2], True)
-    assert exact["top1"] == plain["label_curve"]["10pct"]["by_subset"][2]
+    # Held-out labels that the encoder learned from choose no penalty.
+    assert (exact["fixed_penalty"], exact["penalties"]) == (True, [0.1])
+    chosen = label_subset(DIGITS[:TRAIN], np.arange(TRAIN), 0.1, seed=0, index=2)
+    scaler = StandardScaler().fit(PIXELS[chosen])
+    model = LogisticRegression(C=1 / (0.1 * 100), l1_ratio=0, tol=1e-7, max_iter=1000)
+    model.fit(scaler.transform(PIXELS[chosen]), DIGITS[chosen])
+    assert exact["top1"] == pytest.approx(model.score(scaler.transform(PIXELS[TRAIN:]), DIGITS[TRAIN:]), abs=1e-9)
+    assert not above["fixed_penalty"]
+    assert not everything["fixed_penalty"]
     assert exact["knn"]["5"]["top1"] == plain["label_curve"]["10pct"]["knn"]["5"]["by_subset"][2]
     assert "sd" not in exact
     assert (above["subset_indices"], above["encoder_saw_exactly"], above["encoder_saw"]) == ([2], False, 0.1)
@@ -404,6 +412,17 @@ def test_an_encoder_that_saw_labels_is_measured_on_those_alone(
         assert (entry["encoder_saw"], entry["encoder_saw_exactly"]) == (0, True)
         assert entry["subset_indices"] == list(range(entry["subsets"]))
         assert entry["top1"] == pytest.approx(np.mean(entry["by_subset"]))
+
+
+def test_an_encoder_that_saw_all_labels_has_a_fixed_penalty(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path, labels_seen=seen(1, TRAIN))}))
+    assert (metrics["linear"]["fixed_penalty"], metrics["linear"]["penalty"]) == (True, 0.1)
+    assert metrics["linear"]["path"] == []
+    assert not metrics["linear"]["penalty_at_edge"]
+    assert metrics["protocol"]["held_out"] == 0
+    assert "learned from all of the labels, so none can choose the penalty" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_encoder_that_saw_labels_of_another_seed_has_no_fair_small_subset(
