@@ -14,6 +14,8 @@ from pipeline.recipe import Recipe, Step
 from pipeline.settings import Call, Estimate, artifact_stages, hashed_subset
 from pipeline.store import Record, Store, Version
 
+NAMES_LISTED = 3
+
 State = Literal["up to date", "resume", "run", "waits"]
 
 
@@ -65,7 +67,7 @@ class Planner:
         names = [name for names in step.references().values() for name in names]
         waits_for = [name for name in names if name in known and known[name].record is None]
         if waits_for:
-            return Planned(step, "waits", f"for {', '.join(dict.fromkeys(waits_for))}")
+            return Planned(step, "waits", f"for {_listed(list(dict.fromkeys(waits_for)))}")
         input_records = self._input_records(step, known)
         inputs = _digests(step, input_records)
         for field, source in step.settings.foreign_inputs().items():
@@ -128,6 +130,12 @@ class Planner:
             return planned.record
         version = self.store.resolve(name)
         return self.store.record(version.stage, version.key, version.digest)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(names[:NAMES_LISTED]) + more
 
 
 def plan(planner: Planner, selected: Sequence[str] = ()) -> list[Planned]:
