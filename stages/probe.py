@@ -4,7 +4,7 @@ Everything that is chosen is chosen on training images; test images are scored o
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -69,18 +69,7 @@ def probe(run: Run, settings: Probe) -> None:
         votes = _neighbour_votes(settings, train, test)
         neighbours = {k: accuracy(predicted, test.labels) for k, predicted in votes.items()}
         progress.advance()
-        curve, measured = {}, {}
-        for fraction, fair in plan.items():
-            labels = subset_size(train.labels.numpy(), fraction)
-            for index in fair.indices:
-                # Shares below one label a class hold the same subset: it is measured once.
-                if (labels, index) not in measured:
-                    part = train.select(label_subset(train.labels.numpy(), train.ids, fraction, run.seed, index))
-                    masks = [] if fair.known_by_heart else _folds(run.seed, settings, part, index)
-                    measured[labels, index] = _measure_subset(settings, solver, part, masks, test)
-                progress.advance()
-            subsets = [measured[labels, index] for index in fair.indices]
-            curve[f"{100 * fraction:g}pct"] = _summarise(settings, labels, fair, subsets)
+        curve = _label_curve(run, settings, solver, plan, train, test, progress.advance)
     curve["100pct"] = _summarise(settings, len(train), everything, [Measured(choice, linear["top1"], neighbours)])
     _warn(run, settings, solver, choice, train, everything)
     metrics = {
@@ -93,28 +82,35 @@ def probe(run: Run, settings: Probe) -> None:
         },
         "knn": {str(k): {"top1": neighbours[k], "k_used": min(k, len(train))} for k in settings.neighbours},
         "label_curve": curve,
-        "protocol": {
-            "train": len(train),
-            "test": len(test),
-            "test_split": settings.test_split,
-            "groups": _count_groups(run, train, test),
-            "largest_class": int(train.labels.bincount().max()),
-            "held_out": choice.held_out,
-            "folds": settings.folds,
-            "standardised": "train",
-            "neighbour_temperature": settings.neighbour_temperature,
-            "bootstrap_samples": settings.bootstrap_samples,
-            "max_iterations": settings.max_iterations,
-            "fits": solver.fits,
-            "not_converged": solver.not_converged,
-            "converged": solver.not_converged == 0,
-        },
+        "protocol": _protocol(run, settings, solver, choice, train, test),
         "encoder": features.card["encoder"],
         "classes": features.classes,
     }
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     _write_predictions(run, test, logits, votes[settings.neighbours[0]])
     run.count(train=len(train), test=len(test), top1=linear["top1"], **{f"knn_{k}": neighbours[k] for k in neighbours})
+
+
+def _protocol(
+    run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, test: Features
+) -> dict[str, Any]:
+    """How the scores came about."""
+    return {
+        "train": len(train),
+        "test": len(test),
+        "test_split": settings.test_split,
+        "groups": _count_groups(run, train, test),
+        "largest_class": int(train.labels.bincount().max()),
+        "held_out": choice.held_out,
+        "folds": settings.folds,
+        "standardised": "train",
+        "neighbour_temperature": settings.neighbour_temperature,
+        "bootstrap_samples": settings.bootstrap_samples,
+        "max_iterations": settings.max_iterations,
+        "fits": solver.fits,
+        "not_converged": solver.not_converged,
+        "converged": solver.not_converged == 0,
+    }
 
 
 def _pass(run: Run, features: Features, reason: str) -> None:
@@ -268,6 +264,31 @@ class Measured:
     choice: Choice
     top1: float
     neighbours: dict[int, float]
+
+
+def _label_curve(
+    run: Run,
+    settings: Probe,
+    solver: Solver,
+    plan: dict[float, Fair],
+    train: Features,
+    test: Features,
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """Both classifiers on the subsets of each share of the labels, by `1pct`, `10pct`, ..."""
+    labels, curve, measured = train.labels.numpy(), {}, {}
+    for fraction, fair in plan.items():
+        count = subset_size(labels, fraction)
+        for index in fair.indices:
+            # Shares below one label a class hold the same subset: it is measured once.
+            if (count, index) not in measured:
+                part = train.select(label_subset(labels, train.ids, fraction, run.seed, index))
+                masks = [] if fair.known_by_heart else _folds(run.seed, settings, part, index)
+                measured[count, index] = _measure_subset(settings, solver, part, masks, test)
+            advance()
+        subsets = [measured[count, index] for index in fair.indices]
+        curve[f"{100 * fraction:g}pct"] = _summarise(settings, count, fair, subsets)
+    return curve
 
 
 def _folds(seed: int, settings: Probe, part: Features, index: int) -> list[np.ndarray]:
