@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from pipeline.settings import (
 )
 from pipeline.stage import Stage
 from pipeline.store import DIGEST, REFERENCE
-from pipeline.templates import expand
+from pipeline.templates import PLACEHOLDER, expand
 
 NAME = re.compile(r"^[A-Za-z0-9][\w-]*$")
 
@@ -78,7 +78,7 @@ class Recipe:
         found = {name: fnmatch.filter(self.steps, name) for name in selected}
         unknown = [name for name, steps in found.items() if not steps]
         if unknown:
-            raise UsageError(f"{unknown[0]}: no such step; {self.name} has {_listed(self.steps)}")
+            raise UsageError(f"{unknown[0]}: no such step{_pattern(unknown[0])}; {self.name} has {listed(self.steps)}")
         return [name for steps in found.values() for name in steps]
 
     def sinks(self) -> list[Step]:
@@ -144,7 +144,7 @@ def _apply(steps: dict[str, Any], override: str) -> list[str]:
         return [f"--set {override}: write step.field=value"]
     matching = [name for name in fnmatch.filter(steps, pattern) if isinstance(steps[name], dict)]
     if not matching:
-        return [f"--set {override}: no such step: {pattern}{_nearest(pattern, steps)}"]
+        return [f"--set {override}: no such step: {pattern}{_pattern(pattern) or _nearest(pattern, steps)}"]
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -220,9 +220,17 @@ def _locate(
     return keys, group, kinds
 
 
+def _pattern(name: str) -> str:
+    """A word on a name that has placeholders: the command line knows the steps that it stands for."""
+    pattern = PLACEHOLDER.sub("*", name)
+    return "" if pattern == name else f" (write {pattern} for all that it stands for)"
+
+
 def _kind_problem(place: str, value: Any, kinds: Mapping[str, Any]) -> str:
     names = ", ".join(kinds)
     if not isinstance(value, dict):
+        if value in kinds:
+            return f"{place}: write {{name: {value}}}, with its settings beside the name"
         nearest = _nearest(str(value), kinds)
         return f"{place}: is a group, {{name: {next(iter(kinds))}}}, not {value!r}{nearest}; names: {names}"
     if "name" not in value:
@@ -265,13 +273,13 @@ def _check_reference(
         fitting = [name for name, stage in made_by.items() if stage in wanted]
         return [
             f"{place}: {reference} is made by {made_by[reference]}, "
-            f"wanted is one made by {' or '.join(wanted)}: {_listed(fitting)}"
+            f"wanted is one made by {' or '.join(wanted)}: {listed(fitting)}"
         ]
     if DIGEST.match(reference) or (("@" in reference or "/" in reference) and REFERENCE.match(reference)):
         return []
     nearest = _nearest(reference, [*made_by, *words])
     others = f", or {', '.join(words)}" if words else ""
-    return [f"{place}: no such step: {reference}{nearest}; steps: {_listed(made_by)}{others}"]
+    return [f"{place}: no such step: {reference}{nearest}; steps: {listed(made_by)}{others}"]
 
 
 def _ordered(steps: Mapping[str, Step], problems: list[str]) -> dict[str, Step]:
@@ -285,7 +293,7 @@ def _ordered(steps: Mapping[str, Step], problems: list[str]) -> dict[str, Step]:
             if not any(name in pending for names in step.references().values() for name in names)
         ]
         if not ready:
-            problems.append(f"steps that wait for one another in a loop: {_listed(pending)}")
+            problems.append(f"steps that wait for one another in a loop: {listed(pending)}")
             return {}
         first = ready[0]
         ordered[first.name] = pending.pop(first.name)
@@ -297,8 +305,11 @@ def _nearest(name: str, known: Any) -> str:
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(names) or "none"
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names in words, those beyond `most` as a number."""
+    names = [*names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "none"
 
 
 class _Loader(yaml.SafeLoader):

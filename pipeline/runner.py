@@ -10,7 +10,7 @@ from pipeline import provenance
 from pipeline.comparison import differences
 from pipeline.errors import UsageError
 from pipeline.launcher import Place
-from pipeline.recipe import Recipe, Step
+from pipeline.recipe import Recipe, Step, listed
 from pipeline.settings import Call, Estimate, artifact_stages, hashed_subset
 from pipeline.store import Record, Store, Version
 
@@ -67,7 +67,7 @@ class Planner:
         names = [name for names in step.references().values() for name in names]
         waits_for = [name for name in names if name in known and known[name].record is None]
         if waits_for:
-            return Planned(step, "waits", f"for {_listed(list(dict.fromkeys(waits_for)))}")
+            return Planned(step, "waits", f"for {listed(dict.fromkeys(waits_for), NAMES_LISTED)}")
         input_records = self._input_records(step, known)
         inputs = _digests(step, input_records)
         for field, source in step.settings.foreign_inputs().items():
@@ -130,12 +130,6 @@ class Planner:
             return planned.record
         version = self.store.resolve(name)
         return self.store.record(version.stage, version.key, version.digest)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first few of some names."""
-    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
-    return ", ".join(names[:NAMES_LISTED]) + more
 
 
 def plan(planner: Planner, selected: Sequence[str] = ()) -> list[Planned]:

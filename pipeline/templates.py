@@ -9,7 +9,7 @@
 stands for tuned_random_1pct, tuned_random_all, tuned_simclr_1pct and tuned_simclr_all. A placeholder's values are a
 list, or a mapping from the word that names have to the value that settings get; where that value is a group,
 `{labels.fraction}` is a part of it. A placeholder that the step's name lacks multiplies the items of lists which
-hold it.
+hold it. In such a step every word in braces is a placeholder.
 """
 
 import itertools
@@ -37,15 +37,13 @@ def expand(steps: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     expanded: dict[str, Any] = {}
     problems = []
     for name, values in steps.items():
-        if not isinstance(values, dict) or EACH not in values:
-            expanded[str(name)] = values
-            continue
+        is_template = isinstance(values, dict) and EACH in values
         try:
-            written_out = dict(_written_out(str(name), values))
+            written_out = dict(_written_out(str(name), values)) if is_template else {str(name): values}
         except TemplateFault as fault:
             problems.append(str(fault))
             continue
-        problems += [f"{one}: stands twice: once written out by {name}" for one in written_out if one in expanded]
+        problems += [f"{one}: stands twice: an each stands for it too" for one in written_out if one in expanded]
         expanded |= written_out
     return expanded, problems
 

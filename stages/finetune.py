@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
-from stages.evaluation import label_subset
+from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
 from stages.images.loader import BatchLoader
 from stages.images.schedule import Among, ClassBalanced, Schedule, Shuffled
@@ -37,7 +37,7 @@ from stages.models import (
     set_learning_rate,
 )
 from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbone
-from stages.models.freezing import freeze, train_around
+from stages.models.freezing import UnknownPart, freeze, train_around
 from stages.models.heads import Head
 from stages.settings.finetune import Finetune
 from stages.views import Interpolation, Policy, load, preset, read_policy
@@ -132,7 +132,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     batches.close()
 
     head = loss_of.trained_head
-    save_model(run.out, _card(run, settings, start, len(chosen), head), encoder, None, head)
+    save_model(run.out, _card(run, settings, start, shards, chosen, head), encoder, None, head)
     run.count(samples=len(chosen), steps=steps, **training.latest)
 
 
@@ -156,22 +156,16 @@ def _labelled_images(run: Run, settings: Finetune, shards: Shards) -> np.ndarray
 def _plan(run: Run, settings: Finetune, chosen: np.ndarray, labels: np.ndarray) -> Plan:
     """Plain batches, or batches of P classes with K images each where the loss compares images."""
     if settings.loss.batches == "plain":
-        batch_size = settings.batch_size
-        if batch_size > len(chosen):
-            batch_size = len(chosen) // run.ranks * run.ranks
+        batch_size = min(settings.batch_size, len(chosen))
+        if batch_size < settings.batch_size:
             run.say(f"batches of {batch_size}: there are no more than {len(chosen)} labelled images")
-        if not batch_size:
-            raise BadData(f"{run.step}: {len(chosen)} labelled images cannot be shared by {run.ranks} processes")
         run.check_divides("batch_size", batch_size)
         return Plan(Among(chosen, Shuffled(run.seed, len(chosen), batch_size)), batch_size, 1)
     counts = np.bincount(labels)
     counts = counts[counts > 0]
-    wanted, images = settings.classes_per_batch, settings.images_per_class
-    if wanted > len(counts):
-        raise UsageError(
-            f"{run.step}.classes_per_batch: {wanted} is more than the {len(counts)} classes; "
-            f"set it to {len(counts)} or less"
-        )
+    wanted, images = min(settings.classes_per_batch, len(counts)), settings.images_per_class
+    if wanted < settings.classes_per_batch:
+        run.say(f"batches of {wanted} classes with {images} images each: there are no more than {len(counts)} classes")
     few, single = int((counts < images).sum()), int((counts == 1).sum())
     if few:
         alone = f"; {single} have a single image, whose only positives are other views of it" if single else ""
@@ -229,6 +223,10 @@ def _trained(run: Run, settings: Finetune, shards: Shards) -> Start:
         raise UsageError(
             f"{run.step}.projector_layers: {settings.projector_layers} is more than the {there} that the encoder has"
         )
+    if settings.projector_layers and card.neck is not None:
+        raise UsageError(
+            f"{run.step}.projector_layers: the encoder ends with layers of an earlier projector already; leave it out"
+        )
     if settings.projector_layers:
         encoder = keep_projector_layers(encoder, card, folder, settings.projector_layers)
     return Start(encoder, architecture_at(card, policy.image_size), policy, card.labels_seen)
@@ -251,7 +249,10 @@ def _loss(settings: Finetune, encoder: Encoder, class_counts: np.ndarray) -> Los
 
 def _freeze(run: Run, settings: Finetune, encoder: Encoder, loss_of: Loss) -> None:
     """Training mode for what is to be trained."""
-    frozen = [] if settings.freeze == "none" else freeze(encoder, settings.freeze)
+    try:
+        frozen = [] if settings.freeze == "none" else freeze(encoder, settings.freeze)
+    except UnknownPart as error:
+        raise UsageError(f"{run.step}.freeze: {error}") from error
     train_around(encoder, frozen)
     if not any(parameter.requires_grad for module in (encoder, loss_of) for parameter in module.parameters()):
         raise UsageError(
@@ -259,10 +260,18 @@ def _freeze(run: Run, settings: Finetune, encoder: Encoder, loss_of: Loss) -> No
         )
 
 
-def _card(run: Run, settings: Finetune, start: Start, samples: int, head: Head | None) -> ModelCard:
-    subset = settings.label_subset if settings.label_fraction < 1 else 0
+def _card(
+    run: Run, settings: Finetune, start: Start, shards: Shards, chosen: np.ndarray, head: Head | None
+) -> ModelCard:
     seen = LabelsCard(
-        loss=settings.loss.name, fraction=settings.label_fraction, subset=subset, seed=run.seed, samples=samples
+        loss=settings.loss.name,
+        fraction=settings.label_fraction,
+        subset=settings.label_subset if settings.label_fraction < 1 else 0,
+        seed=run.seed,
+        samples=len(chosen),
+        digest=labels_digest(
+            (shards.keys[row] for row in chosen), (shards.classes[shards.labels[row]] for row in chosen)
+        ),
     )
     head_card = None if head is None else HeadCard(kind=head.kind, classes=head.classes)
     labels_seen = (*start.labels_seen, seen)

@@ -21,12 +21,11 @@ from stages.evaluation import (
     Choice,
     Fair,
     Features,
+    ProbeLabels,
     Solver,
     accuracy,
     classify,
-    fair_subsets,
     held_out,
-    label_subset,
     nearest,
     read_features,
     score,
@@ -58,20 +57,23 @@ def probe(run: Run, settings: Probe) -> None:
         return
     path = settings.penalties
     solver = Solver(path.smallest, path.largest, path.count, len(features.classes), settings.max_iterations)
-    plan = _plan(run, settings, train)
+    at_hand = ProbeLabels(
+        train.labels.numpy(), train.ids, train.keys, train.classes, run.seed, train.card["encoder"]["labels_seen"]
+    )
+    plan = _plan(run, settings, at_hand)
     with run.progress(2 + sum(len(fair.indices) for fair in plan.values()), "measurements") as progress:
-        everything = fair_subsets(_labels_seen(train), 1, 1, run.seed, lambda _: len(train))
-        mask = held_out(train.labels.numpy(), train.ids, settings.held_out_fraction, run.seed, _groups(train))
-        choice, model = solver.fit(train, [] if everything.known_by_heart else [mask])
+        mask = held_out(at_hand.labels, train.ids, settings.held_out_fraction, run.seed, _groups(train))
+        choice, model = solver.fit(train, [mask & ~at_hand.known])
         logits = model.logits(test.features, 0)
         linear = score(logits, test.labels, settings.bootstrap_samples, run.seed, _groups(test))
         progress.advance()
         votes = _neighbour_votes(settings, train, test)
         neighbours = {k: accuracy(predicted, test.labels) for k, predicted in votes.items()}
         progress.advance()
-        curve = _label_curve(run, settings, solver, plan, train, test, progress.advance)
+        curve = _label_curve(run, settings, solver, plan, at_hand, train, test, progress.advance)
+    everything = at_hand.fair(1, 1)
     curve["100pct"] = _summarise(settings, len(train), everything, [Measured(choice, linear["top1"], neighbours)])
-    _warn(run, settings, solver, choice, train, everything)
+    _warn(run, settings, solver, choice, train, saw_labels=bool(at_hand.known.any()))
     metrics = {
         "linear": linear
         | {
@@ -198,39 +200,34 @@ def _names(classes: Sequence[str], labels: Sequence[int]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _labels_seen(features: Features) -> list[dict[str, Any]]:
-    return features.card["encoder"]["labels_seen"]
-
-
-def _plan(run: Run, settings: Probe, train: Features) -> dict[float, Fair]:
+def _plan(run: Run, settings: Probe, at_hand: ProbeLabels) -> dict[float, Fair]:
     """The subsets of each share of the labels that are measured, and a word about what is not as one would think."""
-    labels, plan = train.labels.numpy(), {}
+    labels, plan = at_hand.labels, {}
     classes = len(np.unique(labels))
     for fraction, count in zip(settings.label_fractions, settings.subsets, strict=True):
-        fair = fair_subsets(_labels_seen(train), fraction, count, run.seed, lambda share: subset_size(labels, share))
-        plan[fraction] = fair
-        if round(fraction * len(train)) < classes:
+        fair = plan[fraction] = at_hand.fair(fraction, count)
+        if round(fraction * len(labels)) < classes:
             run.say(
-                f"{fraction:.3g} of {len(train):,} labels are fewer than the {classes:,} classes: one of each makes "
-                f"{classes / len(train):.1%}"
+                f"{fraction:.3g} of {len(labels):,} labels are fewer than the {classes:,} classes: one of each makes "
+                f"{classes / len(labels):.1%}"
             )
         if not fair.indices:
             run.say(
                 f"label curve: nothing is measured at {100 * fraction:g}% of the labels, because the encoder saw "
-                f"others ({100 * fair.saw:g}% of all)"
+                f"others ({100 * fair.saw:.4g}% of all)"
             )
     return plan
 
 
-def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, everything: Fair) -> None:
+def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, *, saw_labels: bool) -> None:
     """What a reader of the figures should know."""
     if choice.at_edge:
         run.warn(
             f"the penalty that was chosen, {choice.penalty:g}, is at the edge of the path: a wider one may score "
             "higher (penalties.smallest, penalties.largest)"
         )
-    if everything.known_by_heart:
-        run.say(f"the encoder learned from all of the labels, so none can choose the penalty: it is {choice.penalty:g}")
+    if choice.fixed and saw_labels:
+        run.say(f"the encoder learned from the labels that could choose the penalty: it is {choice.penalty:g}, fixed")
     elif choice.fixed and len(train) >= 2 * len(train.labels.unique()):
         run.warn(
             f"no group of training images can be held out without losing a class: the penalty is {choice.penalty:g}, "
@@ -271,19 +268,21 @@ def _label_curve(
     settings: Probe,
     solver: Solver,
     plan: dict[float, Fair],
+    at_hand: ProbeLabels,
     train: Features,
     test: Features,
     advance: Callable[[], None],
 ) -> dict[str, Any]:
     """Both classifiers on the subsets of each share of the labels, by `1pct`, `10pct`, ..."""
-    labels, curve, measured = train.labels.numpy(), {}, {}
+    curve, measured = {}, {}
     for fraction, fair in plan.items():
-        count = subset_size(labels, fraction)
+        count = subset_size(at_hand.labels, fraction)
         for index in fair.indices:
             # Shares below one label a class hold the same subset: it is measured once.
             if (count, index) not in measured:
-                part = train.select(label_subset(labels, train.ids, fraction, run.seed, index))
-                masks = [] if fair.known_by_heart else _folds(run.seed, settings, part, index)
+                rows = at_hand.rows(fraction, index)
+                part = train.select(rows)
+                masks = [mask & ~at_hand.known[rows] for mask in _folds(run.seed, settings, part, index)]
                 measured[count, index] = _measure_subset(settings, solver, part, masks, test)
             advance()
         subsets = [measured[count, index] for index in fair.indices]

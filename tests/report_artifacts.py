@@ -20,7 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from pipeline.run import Ancestor
 from pipeline.settings import changed_subset, hashed_subset
-from stages.evaluation.labels_seen import Fair, fair_subsets
+from stages.evaluation import Fair, ProbeLabels, labels_digest
 from stages.images.encode import Storage
 from stages.images.index import write_index, write_summary
 from stages.images.packing import make_chunks, pack
@@ -313,9 +313,15 @@ def _neighbours(seen: Part, asked: Part, k: int) -> float:
     return float(KNeighborsClassifier(min(k, len(seen[1])), metric="cosine").fit(*seen).score(*asked))
 
 
+def _at_hand(seen: Part, labels_seen: Sequence[dict[str, Any]]) -> ProbeLabels:
+    count = len(seen[1])
+    keys = np.array([str(number) for number in range(count)])
+    return ProbeLabels(seen[1], np.arange(count), keys, [str(one) for one in range(1000)], 0, labels_seen)
+
+
 def _few_labels(seen: Part, asked: Part, labels: int, labels_seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Three subsets, or those that are fair to an encoder that saw labels."""
-    fair = fair_subsets(labels_seen, labels / len(seen[1]), 3, 0, lambda share: round(share * len(seen[1])))
+    fair = _at_hand(seen, labels_seen).fair(labels / len(seen[1]), 3)
     linear, near = [], []
     for subset in fair.indices:
         rows = np.random.default_rng(subset).permutation(len(seen[1]))[:labels]
@@ -327,7 +333,7 @@ def _few_labels(seen: Part, asked: Part, labels: int, labels_seen: Sequence[dict
 
 
 def _all_labels(seen: Part, asked: Part, top1: float, labels_seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    fair = fair_subsets(labels_seen, 1, 1, 0, lambda share: round(share * len(seen[1])))
+    fair = _at_hand(seen, labels_seen).fair(1, 1)
     knn = {str(k): _scores([_neighbours(seen, asked, k)]) for k in (20, 200)}
     return _scores([top1]) | {"knn": knn} | _entry(fair, len(seen[1]), 1e-2)
 
@@ -371,15 +377,19 @@ def add_fine_tuning(
         given["encoder"] = start
     files = store.add("finetune", name, given, inputs)
     train = np.arange(IMAGES) < IMAGES - TEST
-    seen = [{"loss": loss, "fraction": fraction, "subset": 0, "seed": 0, "samples": round(fraction * int(train.sum()))}]
+    values, targets = (np.asarray(one)[:IMAGES] for one in load_digits(return_X_y=True))
+    at_hand = _at_hand((None, targets[train]), [])
+    rows = at_hand.rows(fraction, 0)
+    digest = labels_digest(map(str, rows), map(str, targets[train][rows]))
+    entry = {"loss": loss, "fraction": fraction, "subset": 0, "seed": 0, "samples": len(rows), "digest": digest}
+    seen = [entry]
     (files / "model.json").write_text(json.dumps({"labels_seen": seen}))
     lines = [
         {"step": 10, "epoch": 1.0, "loss": 2.0, "accuracy": 0.4, "learning_rate": 0.05, "gradient_norm": 3.0},
         {"step": 20, "epoch": 2.0, "loss": 0.25, "accuracy": 0.975, "learning_rate": 0.0, "gradient_norm": 1.0},
     ]
     (files / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    values, targets = load_digits(return_X_y=True)
-    pixels, labels = np.asarray(values[:IMAGES]) / 16, np.asarray(targets[:IMAGES])
+    pixels, labels = values / 16, targets
     separated = separate(pixels, labels)
     noise = np.random.default_rng(len(store.ancestors)).normal(size=(IMAGES, 32))
     mixed = separated @ np.random.default_rng(1).normal(size=(separated.shape[1], 32)) + noise / fraction**0.5

@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 from pipeline.errors import BadData, Interrupted, UsageError
 from pipeline.progress import Reporter
 from pipeline.run import Input, Run
-from stages.evaluation import label_subset, read_features
+from stages.evaluation import label_subset, labels_digest, read_features
 from stages.finetune import finetune
 from stages.images import open_shards
 from stages.images.loader import BatchLoader
 from stages.models import UnusableBackbone, build_encoder, load_card, load_encoder, load_head, load_weights
-from stages.models.freezing import UnknownPart
 from stages.models.projector import build_projector
 from stages.settings.finetune import Finetune
 from stages.views import Views, evaluation_view
@@ -111,7 +110,9 @@ def test_each_loss_learns_and_says_how(run_stage: RunStage, shards: Path, loss: 
     encoder, card = load_encoder(files)
     assert not encoder.training
     assert (card.kind, card.image_size, card.embedding_size, card.neck) == ("finetune", 8, 32, None)
-    seen = {"loss": loss["name"], "fraction": 1.0, "subset": 0, "seed": 0, "samples": 1438}
+    train = open_shards(shards, "train")
+    digest = labels_digest(train.keys, (train.classes[label] for label in train.labels))
+    seen = {"loss": loss["name"], "fraction": 1.0, "subset": 0, "seed": 0, "samples": 1438, "digest": digest}
     assert [one.model_dump() for one in card.labels_seen] == [seen]
     if card.head is None:
         assert loss["name"] == "triplet"
@@ -411,17 +412,12 @@ def test_a_batch_is_never_larger_than_the_labelled_images(
         ({"a": 4, "b": 4}, "none", {}, BadData, "no training image has a label"),
         ({"a": 8}, "folder", {}, BadData, "all 8 labelled training images are 'a'; two classes are needed"),
         (
-            {"a": 4, "b": 4}, "folder", {"loss": {"name": "triplet"}}, UsageError,
-            r"finetune\.classes_per_batch: 8 is more than the 2 classes; set it to 2 or less",
+            {"a": 4, "b": 4}, "folder", {"freeze": "layer9"}, UsageError,
+            r"finetune\.freeze: no part 'layer9'; in order: conv1, bn1, layer1, layer2, layer3, layer4",
         ),
         (
-            {"a": 4, "b": 4}, "folder", {"freeze": "layer9"}, UnknownPart,
-            "no part 'layer9'; in order: conv1, bn1, layer1, layer2, layer3, layer4",
-        ),
-        (
-            {"a": 4, "b": 4}, "folder",
-            {"freeze": "encoder", "loss": {"name": "triplet"}, "classes_per_batch": 2}, UsageError,
-            "freeze: encoder leaves nothing to train: triplet has no head",
+            {"a": 4, "b": 4}, "folder", {"freeze": "layer4", "loss": {"name": "triplet"}}, UsageError,
+            "freeze: layer4 leaves nothing to train: triplet has no head",
         ),
     ],
 )  # fmt: skip
@@ -435,6 +431,33 @@ def test_what_cannot_be_learned_from_is_one_line(
         run_stage("finetune", TINY | {"label_fraction": 1.0} | settings, {"shards": shards})
     assert "\n" not in str(caught.value)
     assert getattr(caught.value, "exit_code", None) == (6 if error is BadData else 2)
+
+
+def test_a_batch_has_no_more_classes_than_there_are(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = run_stage("shard", {"source": make_images(tmp_path / "images", {"a": 9, "b": 9})})
+    settings = {"label_fraction": 1.0, "loss": {"name": "triplet"}, "images_per_class": 3, "max_steps": 1}
+    run_stage("finetune", TINY | settings, {"shards": shards})
+    said = capsys.readouterr().err
+    assert "batches of 2 classes with 3 images each: there are no more than 2 classes" in said
+    assert "1 steps of 6" in said
+
+
+def test_a_head_alone_cannot_be_trained_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="freeze: encoder leaves nothing to train: triplet has no head"):
+        Finetune.model_validate(
+            {"shards": "shards", "encoder": "simclr", "loss": {"name": "triplet"}, "freeze": "encoder"}
+        )
+
+
+def test_a_second_neck_is_refused(run_stage: RunStage, shards: Path, start: Path, views: Path) -> None:
+    """The encoder would be more than what is saved of it."""
+    settings = from_encoder({"projector_layers": 1, "max_steps": 1})
+    necked = run_stage("finetune", settings, {"shards": shards, "encoder": start})
+    again = run_stage("pretrain", START | {"max_steps": 1}, {"shards": shards, "views": views, "encoder": necked})
+    with pytest.raises(UsageError, match="projector_layers: the encoder ends with layers of an earlier projector"):
+        run_stage("finetune", settings, {"shards": shards, "encoder": again})
 
 
 def test_more_layers_than_the_projector_has(run_stage: RunStage, shards: Path, start: Path) -> None:

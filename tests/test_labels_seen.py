@@ -7,30 +7,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluation import fair_subsets, label_subset, subset_size
+from stages.evaluation import Fair, ProbeLabels, label_subset, labels_digest, subset_size
 from stages.evaluation.labels_seen import share_seen
 
 LABELS = np.repeat([0, 1, 2], [500, 300, 200])
 IDS = np.arange(1000)
 
 
+CLASSES = ["cat", "dog", "owl"]
+KEYS = np.array([f"{CLASSES[label]}/{number}.png" for number, label in enumerate(LABELS)])
+
+
 def size(fraction: float) -> int:
     return subset_size(LABELS, fraction)
 
 
-def card(fraction: float, subset: int = 0, seed: int = 0, samples: int | None = None) -> dict[str, Any]:
-    number = size(fraction) if samples is None else samples
-    return {"loss": "arcface", "fraction": fraction, "subset": subset, "seed": seed, "samples": number}
+def card(fraction: float, subset: int = 0, seed: int = 0, prefix: str = "") -> dict[str, Any]:
+    """As the stage finetune writes it; with a prefix, of other data."""
+    rows = label_subset(LABELS, IDS, fraction, seed, subset)
+    digest = labels_digest((prefix + KEYS[row] for row in rows), (CLASSES[LABELS[row]] for row in rows))
+    seen = {"loss": "arcface", "fraction": fraction, "subset": subset, "seed": seed, "samples": len(rows)}
+    return seen | {"digest": digest}
+
+
+def at_hand(seen: list[dict[str, Any]]) -> ProbeLabels:
+    return ProbeLabels(LABELS, IDS, KEYS, CLASSES, 0, seen)
 
 
 def plan(seen: list[dict[str, Any]], fraction: float) -> tuple[tuple[int, ...], float, bool]:
-    fair = fair_subsets(seen, fraction, 5, 0, size)
+    fair = at_hand(seen).fair(fraction, 5)
     return fair.indices, fair.saw, fair.exact
 
 
 def test_without_labels_every_subset_is_fair() -> None:
     assert plan([], 0.1) == ((0, 1, 2, 3, 4), 0.0, True)
-    assert fair_subsets([], 1, 1, 0, size).indices == (0,)
+    assert at_hand([]).fair(1, 1) == Fair((0,), 0.0, True)
+    assert not at_hand([]).known.any()
 
 
 @pytest.mark.parametrize("subset", [0, 3, 9])
@@ -42,16 +54,28 @@ def test_at_its_own_share_an_encoder_is_measured_on_the_subset_that_it_saw(subse
     assert plan(seen, 1) == ((0,), 0.1, False)
 
 
-@pytest.mark.parametrize("other", [card(0.1, seed=1), card(0.1, samples=99)])
+@pytest.mark.parametrize("other", [card(0.1, seed=1), card(0.1, prefix="other/")])
 def test_labels_of_another_seed_or_of_other_data_are_fair_beside_all_labels_only(other: dict[str, Any]) -> None:
     assert [plan([other], share)[0] for share in (0.01, 0.1, 0.5, 1)] == [(), (), (), (0,)]
     assert not plan([other], 1)[2]
+    assert not at_hand([other]).known.any()
+
+
+def test_a_class_of_another_name_is_another_label() -> None:
+    assert labels_digest(["1.png", "2.png"], ["cat", "dog"]) == labels_digest(["2.png", "1.png"], ["dog", "cat"])
+    assert labels_digest(["1.png", "2.png"], ["cat", "dog"]) != labels_digest(["1.png", "2.png"], ["dog", "cat"])
+
+
+@pytest.mark.parametrize("fraction", [0.1, 1.0])
+def test_the_labels_that_were_seen_are_known(fraction: float) -> None:
+    known = at_hand([card(fraction, 2)]).known
+    assert np.flatnonzero(known).tolist() == label_subset(LABELS, IDS, fraction, 0, 2).tolist()
 
 
 def test_all_labels_are_exact_beside_all_labels() -> None:
     assert plan([card(1.0, seed=5)], 1) == ((0,), 1.0, True)
     assert plan([card(1.0)], 0.5) == ((), 1.0, False)
-    assert not plan([card(1.0, samples=400)], 1)[2], "all labels of other data"
+    assert not plan([card(1.0, prefix="other/")], 1)[2], "all labels of other data"
 
 
 def test_several_trainings_on_nested_subsets_count_as_the_largest() -> None:
@@ -73,7 +97,7 @@ def test_what_was_seen_lies_inside_every_fair_subset(entries: list[tuple[float, 
     """Against the subsets themselves."""
     seen = [card(*one) for one in entries]
     labels = [set(label_subset(LABELS, IDS, share, seed, subset)) for share, subset, seed in entries]
-    fair = fair_subsets(seen, fraction, 4, 0, size)
+    fair = at_hand(seen).fair(fraction, 4)
     for index in fair.indices:
         own = set(label_subset(LABELS, IDS, fraction, 0, index))
         assert set().union(*labels) <= own

@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import BadData, NotFinite
-from stages.evaluation import bootstrap_interval, held_out, label_subset
+from stages.evaluation import bootstrap_interval, held_out, label_subset, labels_digest
 
 QUICK: dict[str, Any] = {"label_fractions": [0.02], "subsets": [2], "bootstrap_samples": 100}
 PIXELS, DIGITS = (np.asarray(one) for one in load_digits(return_X_y=True))
@@ -375,8 +375,12 @@ def test_several_labels_are_refused(run_stage: RunStage, tmp_path: Path) -> None
     assert caught.value.exit_code == 6
 
 
-def seen(fraction: float, samples: int, subset: int = 0, seed: int = 0) -> list[dict[str, Any]]:
-    return [{"loss": "arcface", "fraction": fraction, "subset": subset, "seed": seed, "samples": samples}]
+def seen(fraction: float, subset: int = 0, seed: int = 0) -> list[dict[str, Any]]:
+    """Of the first TRAIN digits, as the stage finetune writes it."""
+    rows = label_subset(DIGITS[:TRAIN], np.arange(TRAIN), fraction, seed, subset)
+    digest = labels_digest((f"{row}.png" for row in rows), (f"digit {DIGITS[row]}" for row in rows))
+    entry = {"loss": "arcface", "fraction": fraction, "subset": subset, "seed": seed, "samples": len(rows)}
+    return [entry | {"digest": digest}]
 
 
 def test_an_encoder_that_saw_labels_is_measured_on_those_alone(
@@ -384,7 +388,7 @@ def test_an_encoder_that_saw_labels_is_measured_on_those_alone(
 ) -> None:
     settings = QUICK | {"label_fractions": [0.02, 0.1, 0.5], "subsets": [3, 3, 2], "neighbours": [5]}
     plain = metrics_of(run_stage("probe", settings, {"features": digits(tmp_path / "plain")}))
-    labels_seen = seen(0.1, 100, subset=2)
+    labels_seen = seen(0.1, subset=2)
     tuned = metrics_of(run_stage("probe", settings, {"features": digits(tmp_path / "tuned", labels_seen=labels_seen)}))
     assert tuned["encoder"]["labels_seen"] == labels_seen
     below, exact, above, everything = tuned["label_curve"].values()
@@ -417,18 +421,28 @@ def test_an_encoder_that_saw_labels_is_measured_on_those_alone(
 def test_an_encoder_that_saw_all_labels_has_a_fixed_penalty(
     run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path, labels_seen=seen(1, TRAIN))}))
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path, labels_seen=seen(1))}))
     assert (metrics["linear"]["fixed_penalty"], metrics["linear"]["penalty"]) == (True, 0.1)
     assert metrics["linear"]["path"] == []
     assert not metrics["linear"]["penalty_at_edge"]
     assert metrics["protocol"]["held_out"] == 0
-    assert "learned from all of the labels, so none can choose the penalty" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the encoder learned from the labels that could choose the penalty: it is 0.1, fixed" in said
+
+
+def test_labels_that_the_encoder_saw_choose_no_penalty(run_stage: RunStage, tmp_path: Path) -> None:
+    """Held-out images that it did not see still do."""
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path, labels_seen=seen(0.5))}))
+    mask = held_out(DIGITS[:TRAIN], np.arange(TRAIN), 0.1, seed=0)
+    mask[label_subset(DIGITS[:TRAIN], np.arange(TRAIN), 0.5, 0, 0)] = False
+    assert metrics["protocol"]["held_out"] == mask.sum() > 20
+    assert not metrics["linear"]["fixed_penalty"]
 
 
 def test_an_encoder_that_saw_labels_of_another_seed_has_no_fair_small_subset(
     run_stage: RunStage, tmp_path: Path
 ) -> None:
-    features = digits(tmp_path, labels_seen=seen(0.02, 20, seed=1))
+    features = digits(tmp_path, labels_seen=seen(0.02, seed=1))
     curve = metrics_of(run_stage("probe", QUICK, {"features": features}))["label_curve"]
     assert curve["2pct"]["top1"] is None
     assert curve["100pct"]["top1"] is not None

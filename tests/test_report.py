@@ -373,7 +373,7 @@ def test_many_fine_tunings_make_a_page_that_can_be_read(run_stage: RunStage, dig
     assert len(numbers["table"]["rows"]) == 9
 
     tuned = numbers["fine_tuning"]["rows"]
-    assert [one["labels"] for one in tuned[:3]] == [4, 36, 360]
+    assert [one["labels"] for one in tuned[:3]] == [10, 36, 360]
     assert {one["trained"] for one in tuned} == {"all weights"}
     assert tuned[0]["last"] == {"loss": 0.25, "accuracy": 0.975, "gradient_norm": 1.0}
     assert [one["title"] for one in numbers["fine_tuning"]["columns"]] == [

@@ -83,8 +83,9 @@ def test_faults_are_named(each: Any, body: dict[str, Any], words: str) -> None:
 
 
 def test_a_name_that_stands_twice() -> None:
-    _, problems = expand({"a_1": {"stage": "x"}, "a_{x}": {"each": {"x": [1, 2]}, "stage": "x"}})
-    assert problems == ["a_1: stands twice: once written out by a_{x}"]
+    plain, template = {"a_1": {"stage": "x"}}, {"a_{x}": {"each": {"x": [1, 2]}, "stage": "x"}}
+    for steps in (plain | template, template | plain):
+        assert expand(steps)[1] == ["a_1: stands twice: an each stands for it too"]
 
 
 RECIPE = """

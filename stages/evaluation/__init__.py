@@ -2,7 +2,7 @@
 
 from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
-from stages.evaluation.labels_seen import Fair, fair_subsets
+from stages.evaluation.labels_seen import Fair, ProbeLabels, labels_digest
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.neighbours import Neighbours, classify, nearest
 from stages.evaluation.penalty import Choice, Solver
@@ -17,16 +17,17 @@ __all__ = [
     "Features",
     "LogisticPath",
     "Neighbours",
+    "ProbeLabels",
     "Solver",
     "accuracy",
     "alignment",
     "bootstrap_interval",
     "classify",
-    "fair_subsets",
     "fit_logistic_path",
     "fit_logistic_paths",
     "held_out",
     "label_subset",
+    "labels_digest",
     "nearest",
     "principal_axes",
     "rankme",

@@ -8,11 +8,25 @@ lies inside the probe's own subset, and nowhere else. Subsets of one index are n
 - at larger shares: the subset of the same index, which holds what it saw;
 - at smaller shares, or if its subset was of another seed or of other data: nothing, apart from all labels, which hold
   every subset.
+
+What it saw is known by a digest of keys and classes, so that labels of other data are not taken for the probe's own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+
+from stages.evaluation.subsets import label_subset
+
+
+def labels_digest(keys: Iterable[str], classes: Iterable[str]) -> str:
+    """Of labelled images, in any order: sha256 over their keys with the names of their classes."""
+    lines = sorted(f"{key}\t{name}" for key, name in zip(keys, classes, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -29,38 +43,73 @@ class Fair:
     saw: float
     exact: bool
 
-    @property
-    def known_by_heart(self) -> bool:
-        """Whether the encoder learned from all of the labels: none of them, held out, tells how it does on others."""
-        return self.exact and self.saw > 0
 
-
-def fair_subsets(
-    seen: Sequence[Mapping[str, Any]], fraction: float, subsets: int, seed: int, size: Callable[[float], int]
-) -> Fair:
-    """The subsets that are fair at `fraction`.
+class ProbeLabels:
+    """The labelled training images of a probe, and what an encoder saw of their labels.
 
     Args:
-        seen: `labels_seen` of features.json: fraction, subset, seed and samples of each fine-tuning.
-        subsets: how many are measured where the encoder saw no label.
+        labels, ids: int64 [N].
+        keys: str [N].
+        classes: names by label.
         seed: of the probe's subsets.
-        size: labels in a subset of this share of the probe's training images.
+        seen: `labels_seen` of features.json: fraction, subset, samples and digest of each fine-tuning.
     """
-    if not seen:
-        return Fair(tuple(range(subsets)), 0.0, True)
-    saw = share_seen(seen)
-    samples = max(int(one["samples"]) for one in seen)
-    if fraction == 1:
-        return Fair((0,), saw, any(one["fraction"] == 1 and one["samples"] == size(1) for one in seen))
-    # Equal sizes of one index are equal subsets: with many classes even the smallest shares hold one of each.
-    inside = all(
-        one["seed"] == seed and one["samples"] == size(one["fraction"]) and one["samples"] <= size(fraction)
-        for one in seen
-    )
-    indices = {int(one["subset"]) for one in seen}
-    if not inside or len(indices) > 1:
-        return Fair((), saw, False)
-    return Fair(tuple(indices), saw, samples == size(fraction))
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        ids: np.ndarray,
+        keys: np.ndarray,
+        classes: Sequence[str],
+        seed: int,
+        seen: Sequence[Mapping[str, Any]],
+    ):
+        self.labels, self.ids, self.seen = labels, ids, seen
+        self._keys, self._names, self._seed = keys, np.asarray(classes, dtype=str)[labels], seed
+        self._digests: dict[tuple[float, int], str] = {}
+
+    def rows(self, fraction: float, index: int) -> np.ndarray:
+        """Positions of a subset, int64, ascending."""
+        return label_subset(self.labels, self.ids, fraction, self._seed, index)
+
+    def fair(self, fraction: float, subsets: int) -> Fair:
+        """The subsets that are fair at `fraction`; the first `subsets` where the encoder saw no label."""
+        if not self.seen:
+            return Fair(tuple(range(subsets)), 0.0, True)
+        saw = share_seen(self.seen)
+        if fraction == 1:
+            return Fair((0,), saw, self._saw_exactly(1, 0))
+        indices = {int(one["subset"]) for one in self.seen}
+        index = min(indices)
+        # Equal sizes of one index are equal subsets: with many classes even the smallest shares hold one of each.
+        largest = len(self.rows(fraction, index))
+        inside = all(self._is_own(one) and one["samples"] <= largest for one in self.seen)
+        if not inside or len(indices) > 1:
+            return Fair((), saw, False)
+        return Fair((index,), saw, self._saw_exactly(fraction, index))
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Which of the labels the encoder is known to have learned from, bool [N]."""
+        known = np.zeros(len(self.labels), dtype=bool)
+        for one in self.seen:
+            if self._is_own(one):
+                known[self.rows(one["fraction"], one["subset"])] = True
+        return known
+
+    def _is_own(self, one: Mapping[str, Any]) -> bool:
+        """Whether what a fine-tuning saw is a subset of these labels."""
+        return one["digest"] == self._digest(one["fraction"], one["subset"])
+
+    def _saw_exactly(self, fraction: float, index: int) -> bool:
+        return any(one["digest"] == self._digest(fraction, index) for one in self.seen)
+
+    def _digest(self, fraction: float, index: int) -> str:
+        subset = (fraction, index)
+        if subset not in self._digests:
+            rows = self.rows(*subset)
+            self._digests[subset] = labels_digest(self._keys[rows], self._names[rows])
+        return self._digests[subset]
 
 
 def share_seen(seen: Sequence[Mapping[str, Any]]) -> float:

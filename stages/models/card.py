@@ -66,6 +66,8 @@ class LabelsCard(_Part):
     subset: int
     seed: int
     samples: int
+    digest: str
+    """Of their keys and classes (`labels_digest`)."""
 
 
 class HeadCard(_Part):
@@ -220,6 +222,11 @@ def load_encoder(folder: Path) -> tuple[Encoder, ModelCard]:
         raise DamagedModel(
             f"{folder / CARD_FILE} says embedding_size {card.embedding_size}, and its architecture gives "
             f"{encoder.embedding_size}; run the stage that made it again"
+        )
+    if count_parameters(encoder) != card.parameters:
+        raise DamagedModel(
+            f"{folder / CARD_FILE} says {card.parameters:,} parameters, and its architecture has "
+            f"{count_parameters(encoder):,}; run the stage that made it again"
         )
     load_weights(encoder.library_module(), folder / ENCODER_FILE)
     if isinstance(encoder, NeckedEncoder):

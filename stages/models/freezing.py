@@ -6,9 +6,7 @@ from stages.models.encoders import Encoder
 
 
 class UnknownPart(ValueError):
-    """The settings name a part that the encoder does not have."""
-
-    exit_code = 2
+    """The encoder has no part of that name."""
 
 
 def freeze(encoder: Encoder, part: str) -> list[nn.Module]:

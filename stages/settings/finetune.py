@@ -60,8 +60,10 @@ class Finetune(StageSettings):
     head_learning_rate: float = setting(1.0, "rate of the head, as a multiple of the encoder's", gt=0)
     epochs: int = setting(50, "passes over the labelled images that are used", ge=1)
     max_steps: int | None = setting(None, "stop after this many steps, if that is less than the epochs", ge=1)
-    batch_size: int = setting(128, "images in a global batch, at most all there are", ge=2)
-    classes_per_batch: int = setting(8, "P: classes in a global batch of a loss that compares images", ge=2)
+    batch_size: int = setting(128, "images in a global batch, at most all there are; of triplet P x K instead", ge=2)
+    classes_per_batch: int = setting(
+        8, "P: classes in a global batch of a loss that compares images, at most all there are", ge=2
+    )
     images_per_class: int = setting(8, "K: images of each of these classes", ge=2)
     gradient_clip: float | None = setting(None, "largest norm of the whole gradient", gt=0)
     precision: Literal["fp32", "bf16"] = setting("fp32", "of the encoder's arithmetic; the loss is always fp32")
@@ -84,6 +86,8 @@ class Finetune(StageSettings):
             raise ValueError(f"projector_layers: only a pretrained encoder has a projector, {self.encoder} has none")
         if self.encoder == "random" and self.architecture.pretrained:
             raise ValueError("architecture.pretrained: a random encoder has no published weights; say timm:NAME")
+        if self.freeze == "encoder" and not self.loss.has_head:
+            raise ValueError(f"freeze: encoder leaves nothing to train: {self.loss.name} has no head")
         return self
 
     @property

@@ -20,9 +20,11 @@ class LossSettings(Settings):
 
     Attributes:
         batches: `plain`, or `class_balanced` where a loss needs several images of each class in a batch.
+        has_head: whether it trains something of its own on top of the encoder.
     """
 
     batches: ClassVar[Literal["plain", "class_balanced"]] = "plain"
+    has_head: ClassVar[bool] = True
 
 
 class CrossEntropy(LossSettings):
@@ -38,6 +40,7 @@ class Triplet(LossSettings):
     """Batch-hard triplet loss on unit vectors, unsquared distance (Hermans et al. 2017)."""
 
     batches = "class_balanced"
+    has_head = False
 
     name: Literal["triplet"]
     margin: Annotated[Annotated[float, Field(gt=0)] | Literal["soft"], WrapValidator(_margin)] = setting(
