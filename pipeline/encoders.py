@@ -56,6 +56,8 @@ def embed_folder(
     if not images:
         raise UsageError(f"{folder}: no files here ending in {', '.join(sorted(suffixes))}")
     reporter = Reporter("embed")
+    if encoder.learned_from_tiles:
+        reporter.warn("the encoder learned from tiles at full size, and here each image is scaled down as a whole")
     try:
         with Progress(reporter, len(images), "images") as progress:
             rejected = importlib.import_module(f"{PACKAGE}.folder").embed_images(

@@ -135,7 +135,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     Ctrl-C and SIGTERM are passed on to every rank. When a rank fails, the others are ended.
 
     Returns:
-        An exit code: that of the rank that failed first, where it said what was wrong; 9 where it died.
+        An exit code: that of a rank that failed and said what was wrong; 9 where one died.
     """
     environment = os.environ | {
         "WORLD_SIZE": str(processes),

@@ -147,6 +147,10 @@ def _check_roots(source: ForeignInput) -> None:
     for root in source.roots:
         if not root.exists() and not glob.has_magic(str(root)):
             raise UsageError(f"{source.kind}:{root}: no such folder or file")
+        if source.listing is None and source.suffixes and root.is_file():
+            raise UsageError(f"{source.kind}:{root}: is a file; give the folder of the images")
+        if source.listing is not None and not source.suffixes and root.is_dir():
+            raise UsageError(f"{source.kind}:{root}: is a folder; give the file")
 
 
 def _stamps(source: ForeignInput) -> dict[str, tuple[str, list[int]]]:

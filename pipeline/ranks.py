@@ -105,7 +105,9 @@ class Ranks:
             if code is not None:
                 raise AlreadyTold(code)
             if seconds is not None and time.monotonic() - started > seconds:
-                raise RankLost(f"rank {self.rank}: another rank does not answer for {seconds:g} seconds")
+                raise RankLost(
+                    f"rank {self.rank}: another rank does not answer for {seconds:g} seconds ($SIMCLR_RANK_TIMEOUT)"
+                )
             time.sleep(LOOK_SECONDS)
 
     # Inside a step

@@ -76,7 +76,8 @@ class Planner:
                     source, self.store.sources(), look=self.look, fetch=self.fetch, tell=self.tell, call=_call
                 )
             except UsageError as error:
-                raise UsageError(f"{error}{self._way_without_source(step)}") from error
+                was_seen = provenance.fingerprint(source, self.store.sources(), look=False) is not None
+                raise UsageError(f"{error}{self._way_without_source(step) if was_seen else ''}") from error
             if found is None:
                 why = "its source is fetched first" if source.fetch and self.look else "its source was never looked at"
                 return Planned(step, "run", f"first run: {why}")

@@ -68,6 +68,8 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         schedule = Shuffled(run.seed, len(shards), batch_size)
     batches = BatchLoader(shards, schedule, settings.workers, run.rank, run.ranks)
     epochs = settings.epochs_for(batches.steps_per_epoch)
+    if settings.epochs is None:
+        run.say(f"epochs are fitted: {epochs:,} of {batches.steps_per_epoch:,} steps")
     steps = min(epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
     rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, batch_size)
     warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)

@@ -1,7 +1,7 @@
 """The stage `shard`: images from a source into WebDataset tars, an index, splits, classes and counts."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ from stages.sources.parquet import read_parquet
 from stages.sources.table import read_csv
 from stages.sources.tars import read_tars
 from stages.sources.torchvision_sets import find_set, read_set
+
+FIRST_REASONS, FIRST_PATHS = 4, 3
+"""Of images that cannot be used, where there are too many."""
 
 
 def check_settings(settings: Shard) -> None:
@@ -148,12 +151,24 @@ def _strata(source: Source) -> list[str | None]:
 
 def _check_rejected(rejected: Sequence[Rejected], images: int, max_rejected: float) -> None:
     if len(rejected) > max_rejected * images:
-        first = "; ".join(f"{image.path} ({image.reason})" for image in rejected[:10])
-        more = f"; and {len(rejected) - 10:,} more" if len(rejected) > 10 else ""
         raise BadData(
             f"{len(rejected):,} of {images:,} images cannot be used, more than max_rejected ({max_rejected:.2%}) "
-            f"allows: {first}{more}. Mend or remove them, or raise max_rejected"
+            f"allows: {_reasons_in_words(rejected)}. Mend or remove them, or raise max_rejected"
         )
+
+
+def _reasons_in_words(rejected: Sequence[Rejected]) -> str:
+    """The most frequent reasons, each with the first images that it holds for."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for image in rejected:
+        paths[image.reason].append(image.path)
+    ranked = sorted(paths.items(), key=lambda one: -len(one[1]))
+    words = []
+    for reason, places in ranked[:FIRST_REASONS]:
+        more = f" and {len(places) - FIRST_PATHS:,} more" if len(places) > FIRST_PATHS else ""
+        words.append(f"{', '.join(places[:FIRST_PATHS])}{more} ({reason})")
+    rest = sum(len(places) for _, places in ranked[FIRST_REASONS:])
+    return "; ".join(words) + (f"; and {rest:,} more for other reasons" if rest else "")
 
 
 def _summary(source: Source, settings: Shard, packed: Sequence[Packed]) -> dict[str, Any]:

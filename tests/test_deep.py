@@ -93,6 +93,16 @@ def test_a_16_bit_png_is_read_in_full_depth(channels: int, interlaced: bool):
     assert np.array_equal(pixels, naive(values))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fourth_band_is_not_dropped(dtype: type[np.generic]):
+    """Red, green, blue and near infrared: Pillow reads the first three and is silent."""
+    values = np.random.default_rng(0).integers(0, 255, (9, 8, 4)).astype(dtype)
+    content = deep_tiff(values, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(UnreadableImage, match="4 channels"):
+        decode(content, Reading(window=WINDOW))
+    assert decode(content, Reading(channels=4, window=WINDOW)).pixels.shape == (9, 8, 4)
+
+
 def test_a_grey_png_as_rgb_has_three_equal_channels():
     values = values_of(1)
     pixels = decode(deep_png(values), Reading(window=WINDOW)).pixels

@@ -169,6 +169,8 @@ def newer_store(world: World) -> list[str]:
 
 
 def no_source(world: World) -> list[str]:
+    """It was there when the recipe ran."""
+    assert world.run("run", "toy.yaml") == 0
     shutil.rmtree(world.folder / "images")
     return ["run", "toy.yaml"]
 
@@ -227,6 +229,14 @@ FINETUNE: dict[str, object] = {"stage": "finetune", "shards": "shards", "encoder
 ERRORS: dict[str, tuple[Callable[[World], list[str]], int, tuple[str, ...]]] = {
     "no such folder": (settings("shards.source=folder:gone"), 2, ("folder:gone", "no such folder")),
     "an empty folder": (empty_folder, 2, ("folder:empty", "no files here ending in", ".png")),
+    "a file in place of a folder": (
+        lambda world: ["run", "toy.yaml", "--set", f"shards.source=folder:{world.folder / 'toy.yaml'}"],
+        2,
+        ("toy.yaml: is a file; give the folder",),
+    ),
+    "a folder in place of a table": (
+        settings("shards.source=csv:images"), 2, ("csv:images: is a folder; give the file",),
+    ),
     "no such recipe": (lambda _: ["run", "gone.yaml"], 2, ("gone.yaml: no such recipe", "digits")),
     "fewer images than the batch": (
         settings("simclr.batch_size=512"),
@@ -369,6 +379,11 @@ def test_a_recipe_goes_on_without_its_source_as_the_line_says(world: World) -> N
     command = world.err.rpartition("`simclr run RECIPE ")[2].partition("`")[0].split()
     assert world.run("run", "toy.yaml", *command, "--set", "features.batch_size=7") == 0, world.err
     assert "features run (batch_size 500 -> 7)" in world.err
+
+
+def test_a_mistyped_source_is_not_taken_for_one_that_is_gone(world: World) -> None:
+    assert world.run("run", "toy.yaml", "--set", "shards.source=folder:imagez") == 2
+    assert "in the store still" not in world.err
 
 
 def test_a_wrong_backbone_is_told_before_the_first_step_runs(world: World) -> None:

@@ -158,6 +158,16 @@ def test_what_a_library_has_not_is_refused_with_what_works(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["torchvision", "timm"])
+def test_a_window_is_not_lost(tmp_path: Path, kind: str) -> None:
+    ready = ready_encoder("resnet18")
+    deep = ReadyEncoder(ready.encoder, ready.card, replace(STORED, window=(0, 3000)), "toy/simclr@v1")
+    with pytest.raises(Unexportable, match=rf"window \[0, 3000\], which {kind} knows nothing of; --format safetensors"):
+        export(deep, tmp_path / "out", kind)
+    export(deep, tmp_path / "out", "safetensors")
+    assert load_folder(tmp_path / "out").storage.window == (0, 3000)
+
+
 def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     ready, folder = ready_encoder("resnet10", 16, 4), tmp_path / "out"
     folder.mkdir()
@@ -217,7 +227,8 @@ def test_the_code_in_the_readme_runs_as_printed(
     ready, folder = ready_encoder(*encoder), tmp_path / "out"
     export(ready, folder, kind)
     random = np.random.default_rng(0)
-    Image.fromarray(random.integers(0, 256, (150, 111, 3), dtype=np.uint8)).save(folder / "image.jpg", "PNG")
+    pixels = random.integers(0, 256, (150, 111, 4), dtype=np.uint8)  # with an alpha that matters
+    Image.fromarray(pixels).save(folder / "image.jpg", "PNG")
     found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     assert found is not None
     monkeypatch.chdir(folder)

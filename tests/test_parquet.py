@@ -121,7 +121,7 @@ def test_columns_of_paths(tmp_path: Path, kind: pa.DataType):
 
 def test_bytes_come_before_paths_where_neither_is_named(tmp_path: Path):
     path = write(tmp_path / "t.parquet", as_hugging_face(2), path=pa.array(["a.png", "b.png"]))
-    assert read(path).notes == ("columns: image image",)
+    assert read(path).notes == ("columns: image image; not used: path (columns.label names one)",)
     assert [one.key for one in read(path, image="path").candidates] == ["a.png", "b.png"]
 
 

@@ -39,8 +39,19 @@ def test_standard_columns_are_known_by_name(tmp_path: Path):
         ("b.jpg", "test", ("cat",), "p1"),
     ]
     assert source.root == tmp_path
-    assert source.notes == ("columns: image Path, label Label, split split, group group",)
+    assert source.notes == ("columns: image Path, label Label, split split, group group; not used: more",)
     assert source.classes == ["cat", "dog"]
+
+
+def test_what_may_be_a_label_and_is_not_used_is_said(tmp_path: Path):
+    source = read(table(tmp_path, "id,path,klass", "1,a.jpg,cat"))
+    assert source.notes == ("columns: image path; not used: id, klass (columns.label names one)",)
+    source = read(table(tmp_path, "path,label", "a.jpg,cat|dog", "b.jpg,dog"))
+    assert source.classes == ["cat|dog", "dog"]
+    assert source.remarks == (
+        "1 values of label hold '|', the first: cat|dog; each is one class: several of an image are read by "
+        "columns.labels",
+    )
 
 
 def test_columns_may_be_named(tmp_path: Path):

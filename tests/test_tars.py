@@ -51,6 +51,21 @@ def read(location: Path, *, splits: Any = None, **columns: str) -> Source:
     return read_tars(location, IMAGE_SUFFIXES, Reading(Columns(**columns), splits=splits))
 
 
+def test_a_name_that_leads_nowhere_inside_json_is_refused(tmp_path: Path):
+    """A misspelt group would let one patient into two splits."""
+    path = write(tmp_path / "a.tar", samples(3))
+    assert {one.group for one in read(path, group="json.patient").candidates} == {"p0"}
+    with pytest.raises(SourceError, match=r"no sample has a value at 'json\.pateint' \(columns\.group\)"):
+        read(path, group="json.pateint")
+
+
+def test_json_under_a_name_of_its_own(tmp_path: Path):
+    path = write(tmp_path / "a.tar", [{"__key__": "one", "jpg": jpeg(1), "meta.json": {"a": {"kind": "cat"}}}])
+    assert read(path, label="meta.json.a.kind").classes == ["cat"]
+    with pytest.raises(SourceError, match=r"no sample has a field 'other\.json\.a'"):
+        read(path, label="other.json.a")
+
+
 def test_the_first_image_is_taken_where_none_is_named(tmp_path: Path):
     source = read(write(tmp_path / "a.tar", samples(3)))
     assert [(one.key, one.labels, one.split, one.group) for one in source.candidates] == [

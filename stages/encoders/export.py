@@ -67,6 +67,11 @@ def export(ready: ReadyEncoder, folder: Path, kind: str) -> list[str]:
     Raises:
         Unexportable: the library has no such architecture, or the folder holds other things.
     """
+    if kind != "safetensors" and ready.storage.window is not None:
+        raise Unexportable(
+            f"{ready.reference}: its images need the window {[*ready.storage.window]}, which {kind} knows nothing of; "
+            "--format safetensors works"
+        )
     target = None if kind == "safetensors" else TARGETS[kind](ready)
     _check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from stages.encoders.ready import ReadyEncoder
 from stages.images import UnreadableImage
-
-SPLITS = ("train", "val", "test")
-"""Top folders that are no class."""
+from stages.sources.candidates import SPLIT_NAMES
 
 
 class NoDevice(ValueError):
@@ -83,7 +81,7 @@ def embed_images(
 def label_of(path: str) -> str | None:
     """The class folder that a path lies in: its parent, unless that is the root or a split."""
     parents = PurePosixPath(path).parts[:-1]
-    return None if not parents or (len(parents) == 1 and parents[0] in SPLITS) else parents[-1]
+    return None if not parents or (len(parents) == 1 and parents[0].lower() in SPLIT_NAMES) else parents[-1]
 
 
 def find_device(name: str) -> torch.device:

@@ -51,6 +51,11 @@ class ReadyEncoder(nn.Module):
         """Numbers in an embedding, D."""
         return self.card.embedding_size
 
+    @property
+    def learned_from_tiles(self) -> bool:
+        """Whether its images were parts of larger ones; `preprocess` does not cut."""
+        return self.storage.max_long_side >= UNLIMITED
+
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images, float [B, C, h, w] -> embeddings [B, D]."""
         return self.encoder(images)

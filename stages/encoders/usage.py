@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from stages.encoders.ready import UNLIMITED, ReadyEncoder, storage_facts
+from stages.encoders.ready import ReadyEncoder, storage_facts
 from stages.views import EVALUATION_CROP
 from stages.views.policy import SMALL_IMAGE_SIZE
 
 TORCH_MODES = {"bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest-exact"}
-PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+OPAQUE_MODES = {1: "L", 3: "RGB"}
 
 
 def preprocessing(ready: ReadyEncoder) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def usage(ready: ReadyEncoder, kind: str, code: str | None, weights_file: str) -
     card = ready.card
     source = f"It started from {card.weights.source}, licence: {card.weights.licence or 'not stated'}. "
     storage, limits = ready.storage, ""
-    if storage.max_long_side < UNLIMITED:
+    if not ready.learned_from_tiles:
         limits = (
             f"Images larger than {storage.max_short_side} x {storage.max_long_side} pixels (short and long side) were "
             "scaled down to that before they were learned from; "
@@ -68,8 +68,7 @@ def _own_program() -> str:
 def _library_program(ready: ReadyEncoder, code: str, weights_file: str) -> str:
     card = ready.card
     share = preprocessing(ready)["crop"]["share_of_short_side"]
-    mode, colours = TORCH_MODES[card.interpolation], PILLOW_MODES.get(len(card.mean))
-    opened = "ImageOps.exif_transpose(Image.open(path))" + (f'.convert("{colours}")' if colours else "")
+    mode = TORCH_MODES[card.interpolation]
     antialias = card.antialias and card.interpolation != "nearest"
     library, _, made = code.partition("\n\n")
     return f'''import numpy as np
@@ -84,8 +83,8 @@ model.eval()
 
 def preprocess(path):
     """[{len(card.mean)}, {card.image_size}, {card.image_size}]: the central square, resized, normalised."""
-    image = {opened}
-    side = round(min(image.size) * {share})
+    image = ImageOps.exif_transpose(Image.open(path))
+{_channels(ready)}    side = round(min(image.size) * {share})
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = np.array(image.crop((left, top, left + side, top + side))).reshape(side, side, -1)
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None] / 255
@@ -99,3 +98,15 @@ with torch.no_grad():
     embedding = model(preprocess("image.jpg")[None])  # [1, {card.embedding_size}]
 print(embedding.shape)
 '''
+
+
+def _channels(ready: ReadyEncoder) -> str:
+    """Lines that bring an image to the encoder's channels, as `decode` does."""
+    channels = len(ready.card.mean)
+    if channels not in OPAQUE_MODES:
+        return '    image = image.convert("RGBA")\n' if channels == 4 else ""
+    background = (*ready.storage.background, 255)
+    return (
+        f'    canvas = Image.new("RGBA", image.size, {background})  # under what is transparent\n'
+        f'    image = Image.alpha_composite(canvas, image.convert("RGBA")).convert("{OPAQUE_MODES[channels]}")\n'
+    )

@@ -188,9 +188,10 @@ def _decode_by_pillow(content: bytes, reading: Reading) -> np.ndarray:
 
 def _has_all_channels(image: TiffImageFile, channels: int) -> bool:
     """Whether Pillow keeps the channels that are wanted: it passes over those that it has no name for."""
+    samples = image.tag_v2.get(SAMPLESPERPIXEL, 1)
     if channels in (1, 3):
-        return True
-    return len(image.getbands()) == channels == image.tag_v2.get(SAMPLESPERPIXEL, 1) and not is_deep(image)
+        return samples <= len(image.getbands())
+    return len(image.getbands()) == channels == samples and not is_deep(image)
 
 
 def _from_samples(samples: Samples, reading: Reading) -> np.ndarray:

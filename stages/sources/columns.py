@@ -87,7 +87,7 @@ def choose_columns(reading: Reading, present: Sequence[str], where: str, *, pref
     if chosen["image"] is None:
         raise SourceError(
             f"{where} has no column that is known to hold images ({', '.join(STANDARD['image'])}): name it in "
-            f"columns.image; its columns are: {listed} (a table begins with a line of their names)"
+            f"columns.image; its columns are: {listed}"
         )
     if "label" in wanted or not reading.labels:
         chosen["labels"] = None
@@ -123,6 +123,12 @@ def make_candidates(
             f"{len(repeated):,} rows name an image that another row named before, the first: {repeated[0]}; each is a "
             "sample of its own (its key ends with #2, #3, ...)"
         )
+    several = [one.label for one in records if columns.label is not None and SEPARATOR in (text(one.label) or "")]
+    if several:
+        remarks.append(
+            f"{len(several):,} values of label hold {SEPARATOR!r}, the first: {text(several[0])}; each is one class: "
+            "several of an image are read by columns.labels"
+        )
     candidates = [
         Candidate(
             key,
@@ -136,9 +142,13 @@ def make_candidates(
     return sorted(candidates, key=lambda one: one.key), remarks
 
 
-def describe(columns: Columns) -> str:
-    """In words: `columns: image path, label class`."""
-    return "columns: " + ", ".join(f"{role} {name}" for role, name in columns.named().items())
+def describe(columns: Columns, present: Iterable[str], what: str = "columns") -> str:
+    """In words: `columns: image path, label class; not used: id`."""
+    named = columns.named()
+    used = ", ".join(f"{role} {name}" for role, name in named.items())
+    idle = [name for name in present if name not in named.values()]
+    rest = f"not used: {', '.join(idle)}" + ("" if {"label", "labels"} & named.keys() else " (columns.label names one)")
+    return f"{what}: " + "; ".join([*([used] if used else []), *([rest] if idle else [])])
 
 
 def label_names(value: Any, *, several: bool = False) -> tuple[str, ...]:

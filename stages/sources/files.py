@@ -75,19 +75,18 @@ def _split_of(path: str) -> str | None:
 
 
 def _files_below(root: Path, suffix: str) -> list[str]:
-    """Relative paths; hidden files and folders are skipped, links followed, but not in circles."""
+    """Relative paths; hidden files and folders are skipped, links followed, but not into a folder above."""
     found = []
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
-        ]
-        found += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in names
-            if name.lower().endswith(suffix) and not name.startswith(".") and os.path.isfile(os.path.join(folder, name))
-        ]
+    pending = [(str(root), frozenset({os.path.realpath(root)}))]
+    while pending:
+        folder, above = pending.pop()
+        for entry in os.scandir(folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                place = os.path.realpath(entry.path)
+                if place not in above:
+                    pending.append((entry.path, above | {place}))
+            elif entry.is_file() and entry.name.lower().endswith(suffix):
+                found.append(os.path.relpath(entry.path, root))
     return found

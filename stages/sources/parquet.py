@@ -76,7 +76,8 @@ def read_parquet(location: Path, images_root: Path | None, reading: Reading) -> 
     candidates, remarks = make_candidates(
         records, columns, reading, lambda number: f"{places[number][0]}, row {places[number][1]:,}"
     )
-    return Source(root, candidates, Counter(), (*remarks, *_large_groups(files)), (describe(columns),))
+    note = describe(columns, files[0].schema.names)
+    return Source(root, candidates, Counter(), (*remarks, *_large_groups(files)), (note,))
 
 
 def list_parquet(location: str, images_root: str | None, image_column: str | None) -> tuple[int, dict[str, str]]:

@@ -60,7 +60,7 @@ def read_csv(path: Path, images_root: Path | None, reading: Reading) -> Source:
     candidates, remarks = make_candidates(
         records, columns, reading, lambda number: f"{path}, line {table.lines[number]}"
     )
-    return Source(root, candidates, Counter(), tuple(remarks), (describe(columns),))
+    return Source(root, candidates, Counter(), tuple(remarks), (describe(columns, table.header),))
 
 
 def list_csv(path: str, images_root: str | None, image_column: str | None) -> tuple[int, dict[str, str]]:

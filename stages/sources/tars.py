@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Sou
         location: a tar, a folder of tars, or a pattern. Without a split field, tars whose names begin with train, val
             or test (or that lie in such a folder) are of that split.
         suffixes: of images. Without a field named for it, the image of a sample is its first with such an ending.
-        reading: its columns are fields: `jpg`, `cls`, `left.png`, and `json.patient` for a key inside `json`.
+        reading: its columns are fields: `jpg`, `cls`, `left.png`, and `json.patient` for a key inside `json` (or
+            `meta.json.patient` inside `meta.json`).
 
     Raises:
         SourceError: no such tar, one that is cut off or damaged, a field that no sample has, or a split that is none.
@@ -81,8 +82,9 @@ def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Sou
             values: dict[str, Any] = {"split": split} | _values(sample, columns, f"{name}, sample {sample.key}")
             records.append(Record(key, image, **values))
             places.append(f"{name}, sample {sample.key}")
+    _check_values(records, columns, reading, location)
     candidates, remarks = make_candidates(records, columns, reading, lambda number: places[number])
-    return Source(None, candidates, left_out, tuple(remarks), (describe(columns).replace("columns", "fields"),))
+    return Source(None, candidates, left_out, tuple(remarks), (describe(columns, (), "fields"),))
 
 
 def count_tars(location: str, suffixes: Sequence[str], image_field: str | None) -> tuple[int, dict[str, str]]:
@@ -121,7 +123,7 @@ def _scan(path: Path, left_out: Counter[str]) -> Iterator[_Sample]:
         _check_end(path, end)
     except (OSError, tarfile.TarError) as error:
         hint = " (a compressed tar has to be unpacked first)" if _is_compressed(path) else ""
-        raise SourceError(f"{path} cannot be read as a tar: {error}{hint}") from error
+        raise SourceError(f"{path} cannot be read as a tar: {error}{hint or ': fetch it again'}") from error
     if sample is not None:
         yield sample
 
@@ -155,8 +157,7 @@ def _choose(samples: Sequence[_Sample], suffixes: frozenset[str], reading: Readi
     listed = ", ".join(field for field, _ in present.most_common())
     wanted = reading.columns.named()
     for role, name in wanted.items():
-        field = JSON_FIELD if role != "image" and name.startswith(f"{JSON_FIELD}.") else name.lower()
-        if field not in present:
+        if _located(name, present, look_inside=role != "image") is None:
             raise SourceError(
                 f"{KIND}:{location}: no sample has a field {name!r} (columns.{role}); there are: {listed}"
             )
@@ -192,20 +193,39 @@ def _image_field(sample: _Sample, wanted: str | None, suffixes: frozenset[str]) 
 def _values(sample: _Sample, columns: Columns, place: str) -> dict[str, Any]:
     """By role, what the sample's fields say."""
     values: dict[str, Any] = {}
-    parsed: Any = None
+    parsed: dict[str, Any] = {}
     for role, name in columns.named().items():
-        if role == "image":
+        located = None if role == "image" else _located(name, sample.members)
+        if located is None:
             continue
-        within = name.removeprefix(f"{JSON_FIELD}.") if name.startswith(f"{JSON_FIELD}.") else None
-        member = sample.members.get(JSON_FIELD if within is not None else name.lower())
-        if member is None:
-            continue
+        field, within = located
         if within is None:
-            values[role] = member.read()
+            values[role] = sample.members[field].read()
             continue
-        parsed = _parse(member, place) if parsed is None else parsed
-        values[role] = _within(parsed, within)
+        if field not in parsed:
+            parsed[field] = _parse(sample.members[field], place)
+        values[role] = _within(parsed[field], within)
     return values
+
+
+def _located(name: str, fields: Iterable[str], *, look_inside: bool = True) -> tuple[str, str | None] | None:
+    """The field that a name means, and the place inside it where the field is JSON; None where there is none."""
+    fields = set(fields)
+    if name.lower() in fields:
+        return name.lower(), None
+    inside = [one for one in fields if one.split(".")[-1] == JSON_FIELD and name.lower().startswith(f"{one}.")]
+    if not inside or not look_inside:
+        return None
+    field = max(inside, key=len)
+    return field, name[len(field) + 1 :]
+
+
+def _check_values(records: Sequence[Record], columns: Columns, reading: Reading, location: Path) -> None:
+    """Raise where a name in the settings leads to nothing in any sample: a misspelt group would split patients."""
+    chosen = columns.named()
+    for role, name in reading.columns.named().items():
+        if role in chosen and role != "image" and all(getattr(one, role) is None for one in records):
+            raise SourceError(f"{KIND}:{location}: no sample has a value at {name!r} (columns.{role})")
 
 
 def _parse(member: TarMember, place: str) -> Any:
