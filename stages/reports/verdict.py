@@ -8,7 +8,7 @@ import numpy as np
 from stages.evaluation.groups import are_single
 from stages.evaluation.intervals import bootstrap_interval
 from stages.reports.formats import ALL_LABELS, capitalised, percent, plural, points, share_name
-from stages.reports.names import FINE_TUNED
+from stages.reports.names import FINE_TUNED, share_text
 from stages.reports.probes import Probe, Row, fractions, neighbour_counts, rows_of
 
 BOOTSTRAP_SAMPLES = 10_000
@@ -132,7 +132,7 @@ def _fine_tuned_text(subject: Row, comparisons: Sequence[dict[str, Any]]) -> str
 
 def _gain(item: dict[str, Any]) -> str:
     """'+4.2 points': by how much what was compared is above the subject, and what it saw where that is less."""
-    saw = "" if item["saw"] is None else f", saw {100 * item['saw']:.4g}% of the labels"
+    saw = "" if item["saw"] is None else f", saw {share_text(item['saw'])}"
     return f"{_signed(-item['difference'])} points{saw}"
 
 
@@ -186,7 +186,7 @@ def _on_subset(row: Row, k: str, share: str, index: int) -> float | None:
 
 def _seen(saw: float | None) -> str:
     """' (saw 10% of the labels)', or nothing where these are the labels that count."""
-    return "" if saw is None else f" (saw {100 * saw:.4g}% of the labels)"
+    return "" if saw is None else f" (saw {share_text(saw)})"
 
 
 def _signed(difference: float) -> str:
