@@ -4,7 +4,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 
 .PHONY: demo test lint golden clean
 
-demo: .venv/installed  ## handwritten digits through every stage: three to four minutes after the install
+demo: .venv/installed  ## handwritten digits through every stage: less than three minutes after the install
 	$(BIN)/simclr run configs/digits.yaml
 
 test: .venv/installed-dev  ## all tests: nothing skipped, no accelerator, no network
