@@ -296,7 +296,7 @@ def embed(
 ) -> None:
     """Vectors of the images of any folder: path, label (the folder an image lies in) and vector.
 
-    What cannot be read is named and left out; exit 6 if that is all of it.
+    What cannot be read is left out, counted by reason (--json names all of it); exit 6 if that is everything.
     """
     encoder = Store(store).load(reference)
     counts = encoders.embed_folder(

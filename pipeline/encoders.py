@@ -5,6 +5,7 @@ The code that knows images and models is reached by name, here and nowhere else:
 """
 
 import importlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.provenance import files_below
 from pipeline.resources import exhausted
 
 PACKAGE = "stages.encoders"
+REASONS_NAMED = 10
+"""Why images cannot be read: beyond so many, the rest is counted."""
 
 
 def load(files: Path, reference: str, made_by: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -68,8 +71,7 @@ def embed_folder(
         if no_space is not None:
             raise no_space from error
         raise
-    for relative, reason in rejected:
-        reporter.warn(f"{relative}: {reason}; it is left out")
+    _warn_of_rejected(reporter, rejected)
     if len(rejected) == len(images):
         raise BadData(f"{folder}: none of its {len(images):,} images can be read; {out} is as it was")
     return {
@@ -78,6 +80,22 @@ def embed_folder(
         "dimension": encoder.embedding_size,
         "out": str(out),
     }
+
+
+def _warn_of_rejected(reporter: Reporter, rejected: Sequence[tuple[str, str]]) -> None:
+    """A line for each reason, the most frequent first: where all images fail, they fail alike."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for relative, reason in rejected:
+        names[reason].append(relative)
+    ranked = sorted(names.items(), key=lambda one: -len(one[1]))
+    for reason, its_names in ranked[:REASONS_NAMED]:
+        if len(its_names) == 1:
+            reporter.warn(f"{its_names[0]}: {reason}; it is left out")
+        else:
+            reporter.warn(f"{len(its_names):,} images are left out, the first: {its_names[0]} ({reason})")
+    rest = sum(len(its_names) for _, its_names in ranked[REASONS_NAMED:])
+    if rest:
+        reporter.warn(f"{rest:,} more images are left out for other reasons; --json names them all")
 
 
 def export(encoder: Any, folder: Path, kind: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The stage `shard`: images from a source into WebDataset tars, an index, splits, classes and counts."""
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from stages.images.near_duplicates import (
     near_duplicate_work,
     write_near_duplicates,
 )
-from stages.images.packing import Packed, PixelSums, Rejected, make_chunks, pack
+from stages.images.packing import NOT_THERE, Packed, PixelSums, Rejected, make_chunks, pack
+from stages.images.reading import WindowUse
 from stages.images.splits import draw_splits
 from stages.images.tiles import Tile
 from stages.settings.shard import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Shard
@@ -39,6 +41,9 @@ from stages.sources.parquet import read_parquet
 from stages.sources.table import read_csv
 from stages.sources.tars import read_tars
 from stages.sources.torchvision_sets import find_set, read_set
+
+MAX_OUTSIDE_WINDOW = 0.1
+"""Share of pixel values that a window may cut off before it is told."""
 
 FIRST_REASONS, FIRST_PATHS = 4, 3
 """Of images that cannot be used, where there are too many."""
@@ -80,7 +85,8 @@ def shard(run: Run, settings: Shard) -> None:
         packed = list(pack(chunks, settings.workers, progress.advance))
 
     rejected = sorted(image for one in packed for image in one.rejected)
-    _check_rejected(rejected, len(source.candidates), settings.max_rejected)
+    missing = _missing_in_words(source, rejected, settings)
+    _check_rejected(rejected, len(source.candidates), settings.max_rejected, missing)
     lines = [json.dumps(image._asdict(), ensure_ascii=False) + "\n" for image in rejected]
     (run.out / REJECTED_FILE).write_text("".join(lines), encoding="utf-8")
 
@@ -88,11 +94,15 @@ def shard(run: Run, settings: Shard) -> None:
     assert len(source.candidates) == sum(one.images for one in packed) + len(rejected), "images were lost"
     summary = _summary(source, settings, packed) | describe_groups_and_labels(index) | {"near_duplicates": None}
     if "train" not in summary["splits"]:
-        raise BadData("no image is left for train: put some into train/, or say `splits: drawn`")
+        advice = missing or "put some into train/, or say `splits: drawn`"
+        raise BadData(f"no image is left for train: {advice}")
     write_summary(run.out, summary)
     if settings.near_duplicates:
         write_summary(run.out, summary | {"near_duplicates": _find_near_duplicates(run, settings, summary)})
     _tell(run, source, summary, rejected)
+    if missing:
+        run.warn(missing)
+    _tell_of_window(run, settings, sum((one.window_use for one in packed), WindowUse()))
     _tell_of_groups_and_several_labels(run, index, summary)
     _tell_of_labels_and_splits(run, settings, source, summary)
 
@@ -149,12 +159,27 @@ def _strata(source: Source) -> list[str | None]:
     return [min(one.labels, key=lambda name: (times[name], name), default=None) for one in source.candidates]
 
 
-def _check_rejected(rejected: Sequence[Rejected], images: int, max_rejected: float) -> None:
+def _check_rejected(rejected: Sequence[Rejected], images: int, max_rejected: float, missing: str | None) -> None:
     if len(rejected) > max_rejected * images:
+        where = f"{missing}. " if missing else ""
         raise BadData(
             f"{len(rejected):,} of {images:,} images cannot be used, more than max_rejected ({max_rejected:.2%}) "
-            f"allows: {_reasons_in_words(rejected)}. Mend or remove them, or raise max_rejected"
+            f"allows: {_reasons_in_words(rejected)}. {where}Mend or remove them, or raise max_rejected"
         )
+
+
+def _missing_in_words(source: Source, rejected: Sequence[Rejected], settings: Shard) -> str | None:
+    """Where files that a table names were looked for, if so many are not there that the folder may be the wrong one."""
+    files = {one.key: one.image for one in source.candidates if isinstance(one.image, str)}
+    missing = [files[one.path] for one in rejected if one.reason == NOT_THERE and one.path in files]
+    if source.root is None or settings.source_kind not in ("csv", "parquet") or 2 * len(missing) < max(1, len(files)):
+        return None
+    path = os.path.join(source.root, missing[0])
+    where = f"{len(missing):,} of {len(files):,} files that the table names are not there, the first was to be {path}"
+    if os.path.isabs(missing[0]):
+        return f"{where}: the table has that path in full (relative ones start from `images_root`)"
+    default = "" if settings.images_root is not None else ", that of the table"
+    return f"{where}: set `images_root` to the folder that paths start from (now {source.root}{default})"
 
 
 def _reasons_in_words(rejected: Sequence[Rejected]) -> str:
@@ -275,6 +300,17 @@ def _tell(run: Run, source: Source, summary: dict[str, Any], rejected: Sequence[
         classes=len(classes),
         **{split: part["samples"] for split, part in splits.items()},
     )
+
+
+def _tell_of_window(run: Run, settings: Shard, use: WindowUse) -> None:
+    """Warn where a window cuts off much: whole images may have become black or white."""
+    if use.outside > MAX_OUTSIDE_WINDOW * use.values:
+        low, high = settings.window or (0, 0)
+        run.warn(
+            f"{use.outside / use.values:.0%} of the pixel values of 16-bit, 32-bit and float images lie outside "
+            f"window [{low:g}, {high:g}] and became 0 or 255: the smallest is {use.smallest:g}, the largest "
+            f"{use.largest:g}"
+        )
 
 
 def _tell_of_groups_and_several_labels(run: Run, index: pa.Table, summary: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from stages.images import tiff
 from stages.images.decode import decode
 from stages.images.deep import map_to_bytes
-from stages.images.reading import Reading, Samples, UnreadableImage
+from stages.images.reading import Reading, Samples, UnreadableImage, WindowUse
 
 WINDOW = (1000.0, 40_000.0)
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -115,6 +115,22 @@ def test_deep_colour_as_grey_is_the_luma_of_the_window():
     expected = naive(values).astype(float) @ [0.299, 0.587, 0.114]
     assert pixels.shape == (13, 9, 1)
     assert np.abs(pixels[..., 0] - expected).max() <= 0.51
+
+
+def test_how_values_lie_to_their_window_is_counted():
+    values = values_of(4)
+    for channels, counted in ((4, values), (3, values[..., :3])):
+        use = decode(deep_png(values), Reading(channels=channels, window=WINDOW)).window_use
+        outside = sum(not WINDOW[0] - 76 < value < WINDOW[1] + 76 for value in counted.ravel().tolist())
+        assert use == WindowUse(counted.size, outside, counted.min(), counted.max())
+    half = np.array([[0.7, 0.2]], np.float16)
+    use = decode(deep_tiff(half.astype(np.float32)), Reading(channels=1, window=(0.2, 0.7))).window_use
+    assert use is not None
+    assert use.outside == 0, "what rounding hides is not cut off"
+    assert WindowUse.of(half, (0.3, 1e6)).outside == 0
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    assert decode(file.getvalue(), Reading(window=WINDOW)).window_use is None
 
 
 def test_deep_opacity_goes_by_its_own_range():

@@ -241,6 +241,44 @@ def test_several_folders_agree_on_splits(tmp_path: Path):
         read_several([tmp_path / "one", tmp_path / "gone"])
 
 
+def test_folders_that_are_named_like_splits_are_told(tmp_path: Path):
+    write(tmp_path, "set/train/a/1.jpg", "set/Test/a/1.jpg", "more/val/a/1.jpg", "plain/a/1.jpg")
+    train, test, plain = tmp_path / "set/train", tmp_path / "set/Test", tmp_path / "plain"
+    source = read_several([train, test])
+    assert {one.split for one in source.candidates} == {None}
+    assert source.remarks == (
+        f"{train}, {test} are named like splits, but the folders of a list are mixed and splits drawn anew: point the "
+        f"source at {tmp_path / 'set'} to use these names, or say `splits: drawn`",
+    )
+    assert {one.split for one in read(tmp_path / "set").candidates} == {"train", "test"}
+    assert read_several([train, test], splits="drawn").remarks == ()
+    (remark,) = read_several([train, tmp_path / "more/val"]).remarks
+    assert "put the folders into one and name that to use these names" in remark
+    (remark,) = read_several([train, plain]).remarks
+    assert remark.startswith(f"{train} is named like a split, but")
+    assert read_several([train]).remarks == ()
+
+
+def test_folders_whose_images_have_no_class_are_told(tmp_path: Path):
+    write(tmp_path, "set/cats/1.jpg", "set/dogs/1.jpg", "more/1.jpg", "flat/train/1.jpg", "flat/test/1.jpg")
+    cats, dogs = tmp_path / "set/cats", tmp_path / "set/dogs"
+    source = read_several([cats, dogs])
+    assert source.classes == []
+    head = "no image has a label, because all lie directly in the folders that the source names: "
+    assert source.remarks == (
+        f"{head}point the source at {tmp_path / 'set'}, and each folder is a class (or say `labels: none`)",
+    )
+    assert read(tmp_path / "set").classes == ["cats", "dogs"]
+    assert read_folders([cats, dogs], ["cats", "dogs"], SUFFIXES, "none", None).remarks == ()
+    (remark,) = read_several([cats, tmp_path / "more"]).remarks
+    assert remark.startswith(f"{head}put the folders into one and name that, and each")
+    like_splits, no_label = read_several([tmp_path / "flat/train", tmp_path / "flat/test"]).remarks
+    assert "named like splits" in like_splits
+    assert no_label == f"{head}put them into folders of their classes (or say `labels: none`)"
+    write(tmp_path, "set/dogs/old/1.jpg")
+    assert read_several([cats, dogs]).remarks == ()
+
+
 def test_the_fingerprint_of_several_folders_has_their_names(tmp_path: Path):
     """They begin the keys, and keys are in the index."""
     write(tmp_path, "one/a/1.jpg", "two/a/1.jpg")

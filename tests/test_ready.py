@@ -12,10 +12,10 @@ import sample_images
 import torch
 from PIL import Image, ImageOps
 
-from pipeline import cli, open_store
-from pipeline.errors import DamagedArtifact, UsageError
+from pipeline import cli, encoders, open_store
+from pipeline.errors import BadData, DamagedArtifact, UsageError
 from stages.encoders.ready import STORED, NotAnEncoder, ReadyEncoder, load_artifact, storage_facts
-from stages.settings.shard import Shard
+from stages.settings.shard import IMAGE_SUFFIXES, Shard
 
 RECIPE = """
 name: tiny
@@ -133,6 +133,51 @@ def test_images_of_another_kind_are_read_as_the_shards_were(world: Path, encoder
     torch.testing.assert_close(deep.preprocess(tmp_path / "deep.png"), middle, rtol=0, atol=0.05)
     with pytest.raises(ValueError, match="window"):
         encoder.preprocess(tmp_path / "deep.png")
+
+
+def test_a_folder_of_unreadable_images_is_told_by_their_reasons(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And without naming settings, of which `simclr embed` has none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(7):
+        Image.fromarray(np.full((8, 8), 300 * number, dtype=np.uint16)).save(folder / f"deep {number}.png")
+    (folder / "empty.png").touch()
+    Image.new("RGB", (8, 8)).save(folder / "fine.png")
+    command = ["embed", "simclr", str(folder), "--out", str(tmp_path / "out.parquet"), "--store", str(world / "store")]
+    assert cli.guarded(lambda: cli.app([*command, "--device", "cpu"], standalone_mode=False)) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "embed warning: 7 images are left out, the first: deep 0.png (16-bit or 32-bit image (PNG, mode I;16), and the "
+        "encoder knows no window for it: convert it to 8 bits a channel)",
+        "embed warning: empty.png: the file is empty; it is left out",
+    ]
+    assert pq.read_table(tmp_path / "out.parquet")["path"].to_pylist() == ["fine.png"]
+
+    (folder / "empty.png").unlink()
+    for number in range(7):
+        Image.new("RGB", (8, 8)).save(folder / f"deep {number}.png")
+    files = next((world / "store" / "builds").rglob("encoder.safetensors")).parent
+    of_four = load_artifact(files, "four", {"shard": {"channels": 4}})
+    with pytest.raises(BadData, match="none of its 8 images can be read"):
+        encoders.embed_folder(
+            of_four, folder, tmp_path / "out.parquet", IMAGE_SUFFIXES, batch_size=3, device="cpu", workers=2
+        )
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "embed warning: 8 images are left out, the first: deep 0.png (3 channels (PNG, mode RGB), and the encoder "
+        "takes images of 4)"
+    ]
+    tiny = load_artifact(files, "tiny", {"shard": {"max_megapixels": 1e-6}})
+    for number in range(12):
+        Image.new("RGB", (8, 9 + number)).save(folder / f"large {number}.png")
+    with pytest.raises(BadData):
+        encoders.embed_folder(
+            tiny, folder, tmp_path / "out.parquet", IMAGE_SUFFIXES, batch_size=9, device="cpu", workers=2
+        )
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 11
+    assert lines[1].endswith("large 0.png: too large: 8 x 9 pixels, more than 1: make it smaller; it is left out")
+    assert lines[-1] == "embed warning: 3 more images are left out for other reasons; --json names them all"
 
 
 def test_opening_a_store_imports_no_torch() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import RunStage
 from PIL import Image
@@ -228,6 +229,47 @@ def test_files_that_are_not_there_are_rejected_by_name(tmp_path: Path, run_stage
     }
 
 
+@pytest.mark.parametrize("root", [None, "scans"])
+def test_a_wrong_root_is_told_by_a_path_that_was_tried(
+    tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str], root: str | None
+):
+    picture(tmp_path / "here.png", 1)
+    table(tmp_path, "path,label", "here.png,x", "c/1.png,x", "c/2.png,x", "c/3.png,x")
+    settings: dict[str, Any] = {"source": f"csv:{tmp_path}/table.csv", "test_fraction": 0.0}
+    if root is not None:
+        settings["images_root"] = str(tmp_path / root)
+    looked = tmp_path / (root or "")
+    first = looked / "c/1.png"
+    count = "3" if root is None else "4"
+    now = f"(now {looked}{', that of the table' if root is None else ''})"
+    expected = (
+        f"{count} of 4 files that the table names are not there, the first was to be {first}: set `images_root` to the "
+        f"folder that paths start from {now}"
+    )
+    with pytest.raises(BadData, match="Mend or remove them") as error:
+        run_stage("shard", settings)
+    assert f"(cannot be opened: No such file or directory). {expected}. Mend" in str(error.value)
+    if root is None:
+        run_stage("shard", settings | {"max_rejected": 1.0})
+        assert f"warning: {expected}\n" in capsys.readouterr().err
+    else:
+        with pytest.raises(BadData) as error:
+            run_stage("shard", settings | {"max_rejected": 1.0})
+        assert str(error.value) == f"no image is left for train: {expected}"
+
+
+def test_a_few_files_that_are_missing_say_nothing_of_the_root(tmp_path: Path, run_stage: RunStage):
+    for name in "ab":
+        picture(tmp_path / f"{name}.png", 1)
+    path = table(tmp_path, "path", "a.png", "b.png", "gone.png")
+    with pytest.raises(BadData, match="1 of 3 images") as error:
+        run_stage("shard", {"source": f"csv:{path}"})
+    assert "images_root" not in str(error.value)
+    path = table(tmp_path, "path", "a.png", "/nowhere/1.png", "/nowhere/2.png")
+    with pytest.raises(BadData, match=r"to be /nowhere/1.png: the table has that path in full"):
+        run_stage("shard", {"source": f"csv:{path}"})
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_group_in_two_splits(tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str], allowed: bool):
     for name in "abcd":
@@ -260,6 +302,40 @@ def test_groups_from_a_pattern(tmp_path: Path, run_stage: RunStage, capsys: pyte
     assert len(set(chosen)) == 1
     with pytest.raises(SourceError, match="matches no image"):
         run_stage("shard", settings | {"group_pattern": "q"})
+
+
+def test_of_several_parentheses_those_that_take_part_name_the_group(
+    tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]
+):
+    for number in range(12):
+        picture(tmp_path / f"{'pq'[number % 2]}{number // 4 + 10 * (number % 2)}_{number}.png", number)
+    settings = {"source": f"folder:{tmp_path}", "test_fraction": 0.0}
+    files = run_stage("shard", settings | {"group_pattern": r"p(\d+)|q(\d+)"})
+    said = capsys.readouterr().err
+    assert "6 groups, the largest of 2 samples" in said
+    assert "group_pattern" not in said
+    assert {row["group"] for row in pq.read_table(files / "index.parquet").to_pylist()} == set("012") | {
+        "10", "11", "12",
+    }  # fmt: skip
+
+
+def test_parentheses_that_hold_nothing_are_told(
+    tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("airplane/1", "airplane/2", "ship/1", "ship/2", "top"):
+        picture(tmp_path / f"{name}.png", 1)
+    settings = {"source": f"folder:{tmp_path}", "test_fraction": 0.0}
+    run_stage("shard", settings | {"group_pattern": "(airplane)?/"})
+    said = capsys.readouterr().err
+    assert "1 of 5 images do not match group_pattern and are groups of their own, the first: top.png" in said
+    assert (
+        "2 of 5 images match group_pattern, but its parentheses hold nothing in them: they are groups of their own, "
+        "the first: ship/1.png"
+    ) in said
+    with pytest.raises(SourceError, match=r"matches 4 of 5 images, but its parentheses hold nothing in any of them"):
+        run_stage("shard", settings | {"group_pattern": "(car)?/"})
+    with pytest.raises(SourceError, match=r"'x\?' matches 5 of 5 images, but the match holds nothing"):
+        run_stage("shard", settings | {"group_pattern": "x?"})
 
 
 def test_too_few_groups_for_a_test_split_are_told(

@@ -73,7 +73,9 @@ def test_the_first_image_is_taken_where_none_is_named(tmp_path: Path):
         ("a/cell/0001.left.jpg", ("1",), None, None),
         ("a/cell/0002.left.jpg", ("0",), None, None),
     ]
-    assert source.notes == ("fields: label cls",)
+    assert source.notes == (
+        "fields: image left.jpg, label cls; not used: json.patient, json.about.kinds, json.about.part, right.png, txt",
+    )
     for number, one in enumerate(source.candidates):
         assert isinstance(one.image, TarMember)
         assert one.image.read() == jpeg(number)
@@ -90,6 +92,26 @@ def test_fields_may_be_named(tmp_path: Path):
         ("a/cell/0002.right.png", ("x", "y"), "train", "p0"),
     ]
     assert {one.split for one in read(path, splits="drawn", **columns).candidates} == {None}
+    assert source.notes == (
+        "fields: image right.png, labels json.about.kinds, split json.about.part, group json.patient; not used: "
+        "cls, left.jpg, txt",
+    )
+
+
+def test_what_may_be_a_label_and_is_not_used_is_said(tmp_path: Path):
+    part = [
+        {"__key__": "1", "jpg": jpeg(1), "meta.json": {"kind": "cat", "about": {"age": 3}, "none": {}}},
+        {"__key__": "2", "png": jpeg(2, "PNG"), "json": ["no", "object"]},
+    ]
+    source = read(write(tmp_path / "a.tar", part))
+    assert source.notes == (
+        "fields: image jpg or png; not used: meta.json.kind, meta.json.none, meta.json.about.age, json "
+        "(columns.label names one)",
+    )
+    part = [{"__key__": "1", "jpg": jpeg(1), "cls": 1, "json": {f"k{n:02d}": n for n in range(50)}}]
+    (note,) = read(write(tmp_path / "b.tar", part), group="json.k01").notes
+    assert note.startswith("fields: image jpg, label cls, group json.k01; not used: json.k00, json.k02, ")
+    assert note.endswith(", json.k20, 29 more in json")
 
 
 @pytest.mark.parametrize("names", [("train-0", "train-1", "val-0"), ("train/0", "train/1", "valid/0")])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stages.images.decode import capped_size
 from stages.images.encode import Storage, encode, resized
+from stages.images.reading import UnreadableImage
 from stages.models import Encoder, ModelCard, load_encoder
 from stages.models.card import CARD_FILE
 from stages.views import evaluation_view
@@ -87,7 +88,10 @@ class ReadyEncoder(nn.Module):
             return self._capped(image)
         if isinstance(image, str | Path):
             image = Path(image).read_bytes()
-        return encode(_png(image) if isinstance(image, Image.Image) else image, self.storage).pixels
+        try:
+            return encode(_png(image) if isinstance(image, Image.Image) else image, self.storage).pixels
+        except UnreadableImage as error:
+            raise UnreadableImage(error.for_encoder) from error
 
     def _capped(self, pixels: np.ndarray) -> np.ndarray:
         channels = len(self.card.mean)

@@ -17,8 +17,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
 
-from stages.images.deep import is_deep, map_to_bytes, read_deep
-from stages.images.reading import MAX_PIXELS, Reading, Samples, UnreadableImage, upright
+from stages.images.deep import is_deep, map_to_bytes, read_deep, window_use
+from stages.images.reading import MAX_PIXELS, Reading, Samples, UnreadableImage, WindowUse, upright
 from stages.images.tiff import TIFF_STARTS, read_tiff
 
 JPEG_START = b"\xff\xd8\xff"
@@ -42,12 +42,14 @@ class Decoded:
         is_jpeg: the source is a JPEG.
         is_exact: a JPEG whose bytes, decoded plainly, are these pixels: no rotation, other size or colours, no repair.
         subsampling: of a JPEG's chroma (`444`, `422`, `420`, ..., `Gray`), else `444`.
+        window_use: of an image that a window was for.
     """
 
     pixels: np.ndarray
     is_jpeg: bool
     is_exact: bool
     subsampling: str
+    window_use: WindowUse | None = None
 
 
 def decode_rgb(content: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
@@ -78,13 +80,15 @@ def decode(content: bytes, reading: Reading, caps: tuple[int, int] | None = None
         with _pixels_up_to(reading.max_pixels):
             if content.startswith(JPEG_START) and reading.channels in (1, 3):
                 return _decode_jpeg(content, reading, caps)
-            return Decoded(_decode_by_pillow(content, reading), is_jpeg=False, is_exact=False, subsampling="444")
+            pixels, use = _decode_by_pillow(content, reading)
+            return Decoded(pixels, is_jpeg=False, is_exact=False, subsampling="444", window_use=use)
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage("not an image of a known kind") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"too large: more than {reading.max_pixels:,} pixels: raise `max_megapixels`") from error
+        reason = f"too large: more than {reading.max_pixels:,} pixels"
+        raise UnreadableImage(f"{reason}: raise `max_megapixels`", f"{reason}: make it smaller") from error
     except Exception as error:  # Pillow's plugins raise nearly every type there is on damaged files
         raise UnreadableImage(_reason(error)) from error
 
@@ -140,7 +144,7 @@ def _decode_jpeg(content: bytes, reading: Reading, caps: tuple[int, int] | None)
         header = None
     if header is None or header[2] not in ("YCbCr", "RGB", "Gray"):
         # Pillow knows that Adobe writes CMYK inverted.
-        pixels = _decode_by_pillow(content, reading)
+        pixels, _ = _decode_by_pillow(content, reading)
         return Decoded(pixels, is_jpeg=True, is_exact=False, subsampling="444")
     height, width = int(header[0]), int(header[1])
     reading.refuse_large(height, width)
@@ -165,7 +169,8 @@ def _decode_jpeg(content: bytes, reading: Reading, caps: tuple[int, int] | None)
     return Decoded(pixels, is_jpeg=True, is_exact=is_exact, subsampling=header[3])
 
 
-def _decode_by_pillow(content: bytes, reading: Reading) -> np.ndarray:
+def _decode_by_pillow(content: bytes, reading: Reading) -> tuple[np.ndarray, WindowUse | None]:
+    """uint8 [H, W, C], upright, and how its values lay to the window."""
     try:
         # Only formats that Pillow decodes by itself: others start programs (Ghostscript for EPS).
         image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
@@ -177,13 +182,14 @@ def _decode_by_pillow(content: bytes, reading: Reading) -> np.ndarray:
         reading.refuse_large(image.height, image.width)
         if isinstance(image, TiffImageFile) and not _has_all_channels(image, reading.channels):
             return _from_samples(read_tiff(content, reading), reading)
+        use = None
         if is_deep(image):
-            pixels = _from_samples(read_deep(image, content, reading), reading)
+            pixels, use = _from_samples(read_deep(image, content, reading), reading)
         else:
             image.load()
             pixels = _from_8_bits(image, reading)
         # Pillow and tiff.py turn TIFF on their own.
-        return pixels if isinstance(image, TiffImageFile) else upright(pixels, _orientation(image))
+        return pixels if isinstance(image, TiffImageFile) else upright(pixels, _orientation(image)), use
 
 
 def _has_all_channels(image: TiffImageFile, channels: int) -> bool:
@@ -194,15 +200,16 @@ def _has_all_channels(image: TiffImageFile, channels: int) -> bool:
     return len(image.getbands()) == channels == samples and not is_deep(image)
 
 
-def _from_samples(samples: Samples, reading: Reading) -> np.ndarray:
-    """uint8 [H, W, C] of what a file has, by its window."""
+def _from_samples(samples: Samples, reading: Reading) -> tuple[np.ndarray, WindowUse | None]:
+    """uint8 [H, W, C] of what a file has, by its window, and how its values lay to that."""
     values, mode, _ = map_to_bytes(samples, reading)
+    use = window_use(samples, reading)
     channels = values.shape[2]
     if channels == reading.channels:
-        return values
+        return values, use
     if reading.channels not in (1, 3) or mode is None:
         reading.refuse_channels(channels, f"values of the type {samples.values.dtype.name}")
-    return _from_8_bits(Image.fromarray(values if channels > 1 else values[..., 0], mode), reading)
+    return _from_8_bits(Image.fromarray(values if channels > 1 else values[..., 0], mode), reading), use
 
 
 def _from_8_bits(image: Image.Image, reading: Reading) -> np.ndarray:

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from stages.images.reading import Reading, Samples, UnreadableImage
+from stages.images.reading import Reading, Samples, UnreadableImage, WindowUse
 from stages.images.tiff import read_tiff
 
 DEEP_RAW_MODE = re.compile(r";16[BLN]$")  # 16 bits a channel; BGR;16 is 5-6-5
@@ -78,9 +78,22 @@ def map_to_bytes(samples: Samples, reading: Reading) -> Samples:
     mapped = _map(values, *reading.window)
     if samples.is_inverted:
         np.subtract(255, mapped, out=mapped)
-    if samples.mode in ("LA", "RGBA") and reading.channels in (1, 3) and values.dtype.kind == "u":
+    if _has_opacity(samples, reading):
         mapped[..., -1:] = _map(values[..., -1:], 0, np.iinfo(values.dtype).max)
     return Samples(mapped, samples.mode)
+
+
+def window_use(samples: Samples, reading: Reading) -> WindowUse | None:
+    """How the samples lie to the window, that `map_to_bytes` takes; None where it needs none."""
+    values = samples.values
+    if values.dtype in (np.uint8, np.bool_) or reading.window is None:
+        return None
+    return WindowUse.of(values[..., :-1] if _has_opacity(samples, reading) else values, reading.window)
+
+
+def _has_opacity(samples: Samples, reading: Reading) -> bool:
+    """Whether the last channel is laid over a background, by its own full range."""
+    return samples.mode in ("LA", "RGBA") and reading.channels in (1, 3) and samples.values.dtype.kind == "u"
 
 
 def _map(values: np.ndarray, low: float, high: float) -> np.ndarray:

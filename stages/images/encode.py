@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from stages.images.decode import Decoded, capped_size, decode
-from stages.images.reading import MAX_PIXELS, Reading
+from stages.images.reading import MAX_PIXELS, Reading, WindowUse
 from stages.images.tiles import Corner, Tile, tile_corners
 
 SUBSAMPLINGS = {"Gray": "420"} | {name: name for name in ("444", "422", "420", "440", "411")}
@@ -51,12 +51,14 @@ class Stored:
         content: the bytes, `jpg`, `png` or `npy` by `format`.
         pixels: uint8 [H, W, C], what `content` decodes to.
         is_copied: the source's own bytes.
+        window_use: of the source, where a window was for it; of several tiles the first has it.
     """
 
     content: bytes
     format: str
     pixels: np.ndarray
     is_copied: bool
+    window_use: WindowUse | None = None
 
 
 def encode(content: bytes, storage: Storage) -> Stored:
@@ -97,6 +99,7 @@ def encode_samples(content: bytes, storage: Storage) -> Iterator[tuple[Corner | 
     for top, left in tile_corners(height, width, storage.tile):
         pixels = image.pixels[top : top + storage.tile.size, left : left + storage.tile.size]
         yield (top, left), _store(pixels, image, storage)
+        image = replace(image, window_use=None)  # or it would count once for each tile
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -126,6 +129,6 @@ def _store(pixels: np.ndarray, image: Decoded, storage: Storage) -> Stored:
     file = io.BytesIO()
     if storage.channels in (1, 3):
         Image.fromarray(pixels if storage.channels == 3 else pixels[..., 0]).save(file, "PNG")
-        return Stored(file.getvalue(), "png", pixels, is_copied=False)
+        return Stored(file.getvalue(), "png", pixels, is_copied=False, window_use=image.window_use)
     np.lib.format.write_array(file, pixels, version=(1, 0), allow_pickle=False)
-    return Stored(file.getvalue(), "npy", pixels, is_copied=False)
+    return Stored(file.getvalue(), "npy", pixels, is_copied=False, window_use=image.window_use)

@@ -3,6 +3,7 @@
 Several processes write parts of a tar, which are joined: a tar is its members, one after another.
 """
 
+import errno
 import json
 import math
 import multiprocessing
@@ -24,15 +25,19 @@ import pyarrow as pa
 import xxhash
 from webdataset.writer import TarWriter
 
-from stages.images.decode import UnreadableImage
 from stages.images.encode import Storage, Stored, encode_samples
 from stages.images.index import NO_LABEL, Row, padded, rows_table, tar_size
+from stages.images.reading import UnreadableImage, WindowUse
 from stages.images.tiles import Corner
 from stages.sources.candidates import SPLITS, Candidate
 
 PROCESSES_FROM = 2_000
 PROCESSES_FROM_BYTES = 100_000_000
 """Fewer images, of fewer bytes together, are packed before another process has started."""
+
+CANNOT_BE_OPENED = "cannot be opened: "
+NOT_THERE = CANNOT_BE_OPENED + os.strerror(errno.ENOENT)
+"""Of reasons why an image is rejected, that of a file that does not exist."""
 
 IMAGES_IN_PART = 100
 """What a process does at a time, at most."""
@@ -123,6 +128,7 @@ class Packed:
         sums: over the training samples' pixels.
         copied: samples that are their image's own bytes.
         images: candidates that gave samples; with tiles fewer than samples.
+        window_use: of the images that a window was for.
     """
 
     chunk: Chunk
@@ -131,6 +137,7 @@ class Packed:
     sums: PixelSums
     copied: int
     images: int
+    window_use: WindowUse
 
 
 def make_chunks(
@@ -181,6 +188,7 @@ def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
     rows: list[Row] = []
     rejected: list[Rejected] = []
     sums = PixelSums.of_none(chunk.storage.channels)
+    window_use = WindowUse()
     images = copied = 0
     # A fixed time (TarWriter's owners are fixed): equal samples give equal bytes.
     with (
@@ -194,13 +202,14 @@ def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
                     if chunk.split == "train":
                         sums += PixelSums.of(stored.pixels)
                     copied += stored.is_copied
+                    window_use += stored.window_use or WindowUse()
                 images += 1
             except UnreadableImage as error:
                 rejected.append(Rejected(candidate.key, str(error)))
             advance(1)
     if not rows:
         chunk.path.unlink()
-    return Packed(chunk, rows_table(rows), rejected, sums, copied, images)
+    return Packed(chunk, rows_table(rows), rejected, sums, copied, images, window_use)
 
 
 def _write(writer: TarWriter, chunk: Chunk, place: int, corner: Corner | None, stored: Stored) -> Row:
@@ -235,7 +244,7 @@ def _read(candidate: Candidate, root: Path | None) -> bytes:
         with open(os.path.join(root or "", candidate.image), "rb") as file:
             return file.read()
     except OSError as error:
-        raise UnreadableImage(f"cannot be opened: {error.strerror or error}") from error
+        raise UnreadableImage(f"{CANNOT_BE_OPENED}{error.strerror or error}") from error
 
 
 # Several processes
@@ -303,6 +312,7 @@ def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
         sum((part.sums for part in parts), PixelSums()),
         sum(part.copied for part in parts),
         sum(part.images for part in parts),
+        sum((part.window_use for part in parts), WindowUse()),
     )
 
 

@@ -1,5 +1,6 @@
 """How images from outside are read: what is wanted of them, and what is refused."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,15 @@ MAX_PIXELS = 178_956_970
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be used; the message is one short reason, the same on every machine."""
+    """An image that cannot be used; the message is one short reason, the same on every machine.
+
+    Attributes:
+        for_encoder: the reason where an encoder says how images are read, and there are no settings to change.
+    """
+
+    def __init__(self, reason: str, for_encoder: str | None = None):
+        super().__init__(reason)
+        self.for_encoder = for_encoder or reason
 
 
 class Samples(NamedTuple):
@@ -25,6 +34,38 @@ class Samples(NamedTuple):
     values: np.ndarray
     mode: str | None
     is_inverted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WindowUse:
+    """How the values of images of more than 8 bits a channel lie to their window.
+
+    Attributes:
+        values: how many there are; alpha that is laid over a background is not among them.
+        outside: how many of them are below the window's low or above its high, by more than rounding hides.
+        smallest, largest: of them.
+    """
+
+    values: int = 0
+    outside: int = 0
+    smallest: float = math.inf
+    largest: float = -math.inf
+
+    @classmethod
+    def of(cls, values: np.ndarray, window: tuple[float, float]) -> "WindowUse":
+        """Of one image's values, of any shape."""
+        low, high = np.array(window)  # of a type of their own, or float16 would overflow
+        half_step = (high - low) / 510
+        outside = np.count_nonzero(values < low - half_step) + np.count_nonzero(values > high + half_step)
+        return cls(values.size, int(outside), float(values.min()), float(values.max()))
+
+    def __add__(self, other: "WindowUse") -> "WindowUse":
+        return WindowUse(
+            self.values + other.values,
+            self.outside + other.outside,
+            min(self.smallest, other.smallest),
+            max(self.largest, other.largest),
+        )
 
 
 @dataclass(frozen=True)
@@ -47,20 +88,25 @@ class Reading:
     def refuse_large(self, height: int, width: int) -> None:
         """Raise UnreadableImage where an image of this size is larger than `max_pixels`."""
         if height * width > self.max_pixels:
-            raise UnreadableImage(
-                f"too large: {width} x {height} pixels, more than {self.max_pixels:,}: raise `max_megapixels`"
-            )
+            reason = f"too large: {width} x {height} pixels, more than {self.max_pixels:,}"
+            raise UnreadableImage(f"{reason}: raise `max_megapixels`", f"{reason}: make it smaller")
 
     def refuse_channels(self, found: int, where: str) -> None:
         """Raise UnreadableImage where an image has another number of channels than is wanted."""
         if found != self.channels:
-            plural = "" if found == 1 else "s"
-            raise UnreadableImage(f"{found} channel{plural} ({where}), and the setting `channels` is {self.channels}")
+            reason = f"{found} channel{'' if found == 1 else 's'} ({where})"
+            raise UnreadableImage(
+                f"{reason}, and the setting `channels` is {self.channels}",
+                f"{reason}, and the encoder takes images of {self.channels}",
+            )
 
     def refuse_undeclared(self, named: str) -> None:
         """Raise UnreadableImage where there is no window for an image of more than 8 bits a channel."""
         if self.window is None:
-            raise UnreadableImage(f"{named}: set `window: [low, high]`, or convert it to 8 bits a channel")
+            raise UnreadableImage(
+                f"{named}: set `window: [low, high]`, or convert it to 8 bits a channel",
+                f"{named}, and the encoder knows no window for it: convert it to 8 bits a channel",
+            )
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

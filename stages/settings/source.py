@@ -85,8 +85,8 @@ class SourceSettings(StageSettings):
     test_fraction: float = setting(0.2, "share of the images that becomes `test` where splits are drawn", ge=0, lt=1)
     group_pattern: str | None = setting(
         None,
-        "regular expression on an image's key (its path): what its first parentheses match, or all that it matches, is "
-        "the group; others are groups of their own",
+        "regular expression on an image's key (its path): what its first parentheses match (the first that take part), "
+        "or all that it matches, is the group; others are groups of their own",
     )
     allow_group_in_splits: bool = setting(False, "take given splits although a group is in two of them")
 

@@ -66,6 +66,8 @@ def read_folders(
             Candidate(f"{name}/{one.key}", os.path.join(folder.root, str(one.image)), one.split, one.labels)
             for one in found
         ]
+    if not given[0]:
+        remarks += _remarks_on_names(roots, candidates, labels, splits)
     left_out = sum((folder.left_out for folder in folders), Counter())
     return _source(None, candidates, left_out, remarks)
 
@@ -211,6 +213,34 @@ def _splits_below_the_top(root: Path, candidates: list[Candidate]) -> list[str]:
     else:
         advice = "to use such splits, put them at the top of the source, the classes inside"
     return [f"{above}/{name} is named like a split and was taken for part of a class path: {advice}"]
+
+
+def _remarks_on_names(
+    roots: Sequence[Path], candidates: Sequence[Candidate], labels: Labels, splits: Splits
+) -> list[str]:
+    """Remarks where the folders' own names, which mean nothing, look like splits, or may be the classes."""
+    if len(roots) == 1:
+        return []
+    paths = [Path(os.path.abspath(root)) for root in roots]
+    parents = {path.parent for path in paths}
+    above = f"point the source at {paths[0].parent}" if len(parents) == 1 else "put the folders into one and name that"
+    like_splits = [str(path) for path in paths if path.name.lower() in SPLIT_NAMES]
+    remarks = []
+    if like_splits and splits is None:
+        named = ", ".join(like_splits[:3]) + (f" and {len(like_splits) - 3:,} more" if len(like_splits) > 3 else "")
+        are = "is named like a split" if len(like_splits) == 1 else "are named like splits"
+        remarks.append(
+            f"{named} {are}, but the folders of a list are mixed and splits drawn anew: {above} to use these names, or "
+            "say `splits: drawn`"
+        )
+    if labels == "folder" and not any(one.labels for one in candidates):
+        # In folders that are splits, images without a folder of a class stay so.
+        advice = "put them into folders of their classes" if like_splits else f"{above}, and each folder is a class"
+        remarks.append(
+            f"no image has a label, because all lie directly in the folders that the source names: {advice} (or say "
+            "`labels: none`)"
+        )
+    return remarks
 
 
 def _candidate(path: str, split: str | None, labels: Labels) -> Candidate:

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ JSON_FIELD = "json"
 OTHER_MEMBERS = "members of tars that belong to no sample"
 SAMPLES_SCANNED = 1000
 """Of the first tar, to estimate how many there are."""
+KEYS_NAMED = 20
+"""Of those in a JSON field that are not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,12 @@ def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Sou
     splits = [None] * len(names) if columns.split is not None else splits_of_files(names, reading.splits, KIND)
     records: list[Record] = []
     places: list[str] = []
+    image_fields: dict[str, None] = {}  # in their order
     for name, part, split in zip(names, samples, splits, strict=True):
         stem = name.removesuffix(".tar")
         for sample in part:
             field = _image_field(sample, columns.image, suffixes)
+            image_fields |= {field: None} if field else {}
             image: Readable = (
                 sample.members[field] if field else Absent(f"the sample has no {columns.image or 'image'}")
             )
@@ -84,7 +88,8 @@ def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Sou
             places.append(f"{name}, sample {sample.key}")
     _check_values(records, columns, reading, location)
     candidates, remarks = make_candidates(records, columns, reading, lambda number: places[number])
-    return Source(None, candidates, left_out, tuple(remarks), (describe(columns, (), "fields"),))
+    note = _describe_fields(columns, list(image_fields), [one for part in samples for one in part])
+    return Source(None, candidates, left_out, tuple(remarks), (note,))
 
 
 def count_tars(location: str, suffixes: Sequence[str], image_field: str | None) -> tuple[int, dict[str, str]]:
@@ -226,6 +231,46 @@ def _check_values(records: Sequence[Record], columns: Columns, reading: Reading,
     for role, name in reading.columns.named().items():
         if role in chosen and role != "image" and all(getattr(one, role) is None for one in records):
             raise SourceError(f"{KIND}:{location}: no sample has a value at {name!r} (columns.{role})")
+
+
+def _describe_fields(columns: Columns, image_fields: Sequence[str], samples: Sequence[_Sample]) -> str:
+    """In words, as of the columns of a table: fields that are used, and those that are not."""
+    first_with: dict[str, TarMember] = {}
+    for sample in samples:
+        for field, member in sample.members.items():
+            first_with.setdefault(field, member)
+    named = [name for role, name in columns.named().items() if role != "image"]
+    used = [located for name in named if (located := _located(name, first_with)) is not None]
+    idle = []
+    for field, member in first_with.items():
+        if field in image_fields or (field, None) in used:
+            continue
+        taken = [within for one, within in used if one == field and within is not None]
+        keys = _keys_within(member) if field.split(".")[-1] == JSON_FIELD else []
+        rest = [key for key in keys if not any(f"{key}.".startswith(f"{one}.") for one in taken)]
+        idle += [f"{field}.{key}" for key in rest[:KEYS_NAMED]]
+        idle += [f"{len(rest) - KEYS_NAMED:,} more in {field}"] if len(rest) > KEYS_NAMED else []
+        idle += [field] if not keys and not taken else []
+    return describe(replace(columns, image=" or ".join(image_fields) or columns.image), idle, "fields")
+
+
+def _keys_within(member: TarMember) -> list[str]:
+    """The places in a JSON object, as columns name them (`a.b`); none where it is no object or cannot be read.
+
+    Of one sample only: to read all for a remark takes too long.
+    """
+    try:
+        pending = [("", json.loads(member.read()))]
+    except (OSError, ValueError):
+        return []
+    found = []
+    while pending:
+        name, value = pending.pop(0)
+        if isinstance(value, dict) and value:
+            pending += [(f"{name}.{key}" if name else key, inner) for key, inner in value.items()]
+        elif name:
+            found.append(name)
+    return found
 
 
 def _parse(member: TarMember, place: str) -> Any:
