@@ -198,8 +198,11 @@ class Run:
         """[n, ...] of each rank -> all of them in order of rank, on every rank; n may differ. Without gradient."""
         return self.peers.gather(rows)
 
-    def check_divides(self, setting: str, batch_size: int) -> None:
+    def check_divides(self, setting: str, batch_size: int, *, largest: int | None = None) -> None:
         """Refuse a global batch that cannot be shared out evenly.
+
+        Args:
+            largest: batch that there can be, where a larger one than this is cut down to it.
 
         Raises:
             UsageError: names the setting and the nearest sizes that can.
@@ -207,9 +210,11 @@ class Run:
         left_over = batch_size % self.ranks
         if left_over:
             smaller, larger = batch_size - left_over, batch_size - left_over + self.ranks
-            near = f"{smaller} or {larger}" if smaller else str(larger)
+            can = [size for size in (smaller, larger) if 0 < size <= (largest or larger)]
+            near = f"{' or '.join(map(str, can))} can" if can else "take fewer processes"
+            there = " (no more are there)" if batch_size == largest else ""
             raise UsageError(
-                f"{self.step}.{setting}: {batch_size} cannot be shared evenly by {self.ranks} processes; {near} can"
+                f"{self.step}.{setting}: {batch_size}{there} cannot be shared evenly by {self.ranks} processes; {near}"
             )
 
     # Training

@@ -42,7 +42,7 @@ from stages.models.heads import Head
 from stages.settings.finetune import Finetune
 from stages.views import Interpolation, Policy, load, preset, read_policy
 
-CROP_AND_FLIP = {"colour_jitter": 0.0, "grey": 0.0, "blur": 0.0}
+CROP_AND_FLIP = {"colour_jitter": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
 """What is left of the policy of pretraining where a recipe names no views."""
 
 
@@ -159,7 +159,7 @@ def _plan(run: Run, settings: Finetune, chosen: np.ndarray, labels: np.ndarray) 
         batch_size = min(settings.batch_size, len(chosen))
         if batch_size < settings.batch_size:
             run.say(f"batches of {batch_size}: there are no more than {len(chosen)} labelled images")
-        run.check_divides("batch_size", batch_size)
+        run.check_divides("batch_size", batch_size, largest=len(chosen))
         return Plan(Among(chosen, Shuffled(run.seed, len(chosen), batch_size)), batch_size, 1)
     counts = np.bincount(labels)
     counts = counts[counts > 0]
@@ -273,6 +273,8 @@ def _card(
             (shards.keys[row] for row in chosen), (shards.classes[shards.labels[row]] for row in chosen)
         ),
     )
-    head_card = None if head is None else HeadCard(kind=head.kind, classes=head.classes)
-    labels_seen = (*start.labels_seen, seen)
+    head_card = None if head is None else HeadCard(kind=head.kind, classes=head.classes, learned_from=seen)
+    # Labels that trained a head alone left no trace in the encoder.
+    trained = any(parameter.requires_grad for parameter in start.encoder.parameters())
+    labels_seen = (*start.labels_seen, seen) if trained else start.labels_seen
     return make_card("finetune", start.encoder, start.architecture, start.policy, labels_seen, head=head_card)

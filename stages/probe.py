@@ -73,7 +73,7 @@ def probe(run: Run, settings: Probe) -> None:
         curve = _label_curve(run, settings, solver, plan, at_hand, train, test, progress.advance)
     everything = at_hand.fair(1, 1)
     curve["100pct"] = _summarise(settings, len(train), everything, [Measured(choice, linear["top1"], neighbours)])
-    _warn(run, settings, solver, choice, train, saw_labels=bool(at_hand.known.any()))
+    _warn(run, settings, solver, choice, train, at_hand)
     metrics = {
         "linear": linear
         | {
@@ -84,7 +84,8 @@ def probe(run: Run, settings: Probe) -> None:
         },
         "knn": {str(k): {"top1": neighbours[k], "k_used": min(k, len(train))} for k in settings.neighbours},
         "label_curve": curve,
-        "protocol": _protocol(run, settings, solver, choice, train, test),
+        "protocol": _protocol(run, settings, solver, choice, train, test)
+        | {"encoder_saw_other_labels": at_hand.saw_others},
         "encoder": features.card["encoder"],
         "classes": features.classes,
     }
@@ -219,14 +220,19 @@ def _plan(run: Run, settings: Probe, at_hand: ProbeLabels) -> dict[float, Fair]:
     return plan
 
 
-def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, *, saw_labels: bool) -> None:
+def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, at_hand: ProbeLabels) -> None:
     """What a reader of the figures should know."""
     if choice.at_edge:
         run.warn(
             f"the penalty that was chosen, {choice.penalty:g}, is at the edge of the path: a wider one may score "
             "higher (penalties.smallest, penalties.largest)"
         )
-    if choice.fixed and saw_labels:
+    if at_hand.saw_others:
+        run.warn(
+            "the encoder was fine-tuned on labels that are not among those at hand: if test images of this probe were "
+            "among them (as where the same images are split anew), its scores flatter"
+        )
+    if choice.fixed and at_hand.known.any():
         run.say(f"the encoder learned from the labels that could choose the penalty: it is {choice.penalty:g}, fixed")
     elif choice.fixed and len(train) >= 2 * len(train.labels.unique()):
         run.warn(

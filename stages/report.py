@@ -102,7 +102,7 @@ def _feature_sets(lineage: Lineage, compared: Sequence[Artifact]) -> list[Featur
     names = name_all(
         lineage,
         [
-            Compared(one.card["encoder"], artifact.step, artifact)
+            Compared(one.card["encoder"], artifact.step, artifact, seed=artifact.seed, digest=artifact.digest)
             for one, artifact in zip(features, artifacts, strict=True)
         ],
     )
@@ -121,21 +121,22 @@ def _probes(lineage: Lineage, artifacts: Sequence[Artifact]) -> list[Probe]:
     metrics = [read_json(artifact.files / "metrics.json") for artifact in artifacts]
     features = [lineage.input(artifact, "features") for artifact in artifacts]
     compared = [
-        Compared(one["encoder"], artifact.step, source, artifact.settings)
+        Compared(one["encoder"], artifact.step, source, artifact.settings, artifact.seed, artifact.digest)
         for one, artifact, source in zip(metrics, artifacts, features, strict=True)
     ]
     probes = []
     for name, artifact, one, source in zip(name_all(lineage, compared), artifacts, metrics, features, strict=True):
-        table = pq.read_table(artifact.files / "predictions.parquet", columns=["id", "group", "label", "predicted"])
+        table = pq.read_table(artifact.files / "predictions.parquet", columns=["key", "group", "label", "predicted"])
         probes.append(
             Probe(
                 name,
                 artifact.digest,
                 source.digest if source else "",
                 one,
-                table["id"].to_numpy(),
+                np.asarray(table["key"].to_pylist(), dtype=str),
                 table["label"].to_numpy() == table["predicted"].to_numpy(),
                 table["group"].to_numpy() if one["protocol"]["groups"] else None,
+                artifact.seed,
             )
         )
     return probes

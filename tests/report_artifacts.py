@@ -299,6 +299,7 @@ def write_probe(
     (files / "metrics.json").write_text(json.dumps(metrics))
     columns = {
         "id": np.flatnonzero(~train),
+        "key": np.flatnonzero(~train).astype(str),
         "group": np.flatnonzero(~train),
         "label": asked[1].astype(np.int32),
         "predicted": predicted.astype(np.int32),
@@ -383,7 +384,7 @@ def add_fine_tuning(
     digest = labels_digest(map(str, rows), map(str, targets[train][rows]))
     entry = {"loss": loss, "fraction": fraction, "subset": 0, "seed": 0, "samples": len(rows), "digest": digest}
     seen = [entry]
-    (files / "model.json").write_text(json.dumps({"labels_seen": seen}))
+    (files / "model.json").write_text(json.dumps({"labels_seen": seen, "head": None}))
     lines = [
         {"step": 10, "epoch": 1.0, "loss": 2.0, "accuracy": 0.4, "learning_rate": 0.05, "gradient_norm": 3.0},
         {"step": 20, "epoch": 2.0, "loss": 0.25, "accuracy": 0.975, "learning_rate": 0.0, "gradient_norm": 1.0},

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadData, UsageError
 from stages.evaluation import read_features
-from stages.images import open_shards
+from stages.images import open_shards, packing
 from stages.images.decode import decode
 from stages.images.display import displayed
 from stages.images.encode import Storage, encode
@@ -333,6 +333,8 @@ def test_from_shard_to_embed(
     statistics = json.loads((shards / "shards.json").read_text())["statistics"]
     encoder, card = load_encoder(model)
     assert (card.channels, list(card.mean)) == (channels, statistics["mean"])
+    labelled = {"device": "cpu", "max_steps": 1, "batch_size": 10}  # without views: crop and flip
+    assert load_card(run_stage("finetune", labelled, {"shards": shards, "encoder": model})).channels == channels
     files = run_stage("embed", {"device": "cpu"}, {"shards": shards, "encoder": model})
     batch = open_shards(shards, "test").batch(range(10))
     with torch.no_grad():
@@ -368,6 +370,30 @@ def test_an_encoder_of_other_channels(tmp_path: Path, run_stage: RunStage, capsy
     assert error.value.exit_code == 2
     with pytest.raises(OtherChannels, match="the images have 4 channels, and the view is for 3"):
         run_stage("pretrain", training, {"shards": four, "views": views_rgb})
+
+
+@pytest.mark.parametrize(("settings", "processes"), [({}, 1), ({"tile": {"size": 8}}, 1), ({}, 2)])
+def test_a_window_that_cuts_off_much_is_told(
+    tmp_path: Path,
+    run_stage: RunStage,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    processes: int,
+):
+    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    for number, size in enumerate((8, 24, 8, 8)):
+        values = np.full((size, size), 1000 * number, np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    Image.new("L", (50, 50)).save(tmp_path / "shallow.png")
+    common = {"source": f"folder:{tmp_path}", "near_duplicates": False, "test_fraction": 0.0, "workers": processes}
+    run_stage("shard", common | settings | {"window": [1000, 4000], "channels": 1})
+    assert "lie outside" not in capsys.readouterr().err, "64 of 768 values are below"
+    run_stage("shard", common | settings | {"window": [2000, 4000], "channels": 1})
+    assert (
+        "warning: 83% of the pixel values of 16-bit, 32-bit and float images lie outside window [2000, 4000] and "
+        "became 0 or 255: the smallest is 0, the largest 3000"
+    ) in capsys.readouterr().err
 
 
 def test_a_window_that_is_the_wrong_way_round_is_refused(run_stage: RunStage):

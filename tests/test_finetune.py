@@ -333,6 +333,11 @@ def test_what_is_frozen_keeps_weights_and_statistics(
             assert top in moved or top.startswith("layer")
             assert not torch.equal(before[name], after[name]), name
     assert load_file(files / "head.safetensors")["weight"].isfinite().all()
+    card = load_card(files)
+    assert card.head is not None
+    assert card.head.learned_from is not None
+    assert len(card.labels_seen) == (1 if moved else 0), "labels leave no trace in weights that they did not train"
+    assert card.head.learned_from.samples == 288
 
 
 def test_the_head_has_a_rate_of_its_own(run_stage: RunStage, shards: Path) -> None:

@@ -448,6 +448,23 @@ def test_an_encoder_that_saw_labels_of_another_seed_has_no_fair_small_subset(
     assert curve["100pct"]["top1"] is not None
 
 
+@pytest.mark.parametrize(("fraction", "seed"), [(0.5, 1), (1, 0)])
+def test_labels_of_another_seed_are_known_and_those_of_other_images_are_said(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str], fraction: float, seed: int
+) -> None:
+    labels_seen = seen(fraction, seed=seed)
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path / "own", labels_seen=labels_seen)}))
+    mask = held_out(DIGITS[:TRAIN], np.arange(TRAIN), 0.1, seed=0)
+    mask[label_subset(DIGITS[:TRAIN], np.arange(TRAIN), fraction, seed, 0)] = False
+    assert metrics["protocol"]["held_out"] == mask.sum()
+    assert metrics["protocol"]["encoder_saw_other_labels"] is False
+    assert "are not among those at hand" not in capsys.readouterr().err
+    labels_seen[0]["digest"] = labels_digest(["another.png"], ["digit 1"])
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": digits(tmp_path / "other", labels_seen=labels_seen)}))
+    assert metrics["protocol"]["encoder_saw_other_labels"] is True
+    assert "on labels that are not among those at hand" in " ".join(capsys.readouterr().err.split())
+
+
 def many_classes(folder: Path, classes: int = 400) -> Path:
     """Three training images and one test image a class, as drawings by four hands."""
     random = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """What encoders are called on the page, which make one row, and what its cells and sentences say of fine-tuned ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,37 @@ def test_two_probes_of_the_same_features_are_two_rows() -> None:
     assert names[1].row_label == "triplet from pretrained (neighbours 1)"
 
 
+def test_versions_of_a_step_are_rows_of_their_own() -> None:
+    steps = Steps()
+    for one in (steps.embedded("simclr"), steps.tuned("arcface", 1)):
+        seeds = [replace(one, seed=seed, digest=f"{seed}" * 64) for seed in (0, 1, 2)]
+        label = steps.names(one)[0].label
+        names = steps.names(*seeds)
+        assert [name.row_label for name in names] == [f"{label} (seed {seed})" for seed in (0, 1, 2)]
+        again = [replace(one, digest=f"{version}" * 64) for version in "ab"]
+        assert [name.row_label for name in steps.names(*again)] == [f"{label} ({'a' * 12})", f"{label} ({'b' * 12})"]
+
+
+def test_a_frozen_encoder_is_the_one_that_it_started_from() -> None:
+    steps = Steps()
+    shards = {"shards": "shards"}
+    steps.add("finetune", "head", {"freeze": "encoder"}, **shards, encoder="simclr")
+    features = steps.add("embed", "features of head", {}, **shards, encoder="head")
+    card = {"kind": "pretrained", "name": "resnet10", "stage": "finetune", "labels_seen": []}
+    (name,) = steps.names(Compared(card, "probe of head", features))
+    assert (name.label, name.kind) == ("pretrained, frozen", "fine-tuned")
+
+
+def test_pretraining_after_labels_is_not_called_pretrained() -> None:
+    steps = Steps()
+    tuned = steps.tuned("arcface", 0.1, step="tuned")
+    steps.add("pretrain", "again", {}, shards="shards", encoder="tuned")
+    features = steps.add("embed", "features of again", {}, shards="shards", encoder="again")
+    card = tuned.encoder | {"stage": "pretrain"}
+    (name,) = steps.names(Compared(card, "probe of again", features))
+    assert (name.label, name.kind, name.fraction) == ("pretrained from ArcFace from simclr", "fine-tuned", 0.1)
+
+
 def test_where_it_started_is_said_as_exactly_as_needed() -> None:
     steps = Steps()
     steps.add("pretrain", "simclr_long", {}, shards="shards")
@@ -179,7 +211,7 @@ def probe(name: Named, saw: float = 0.0, correct: Any = None, **changes: Any) ->
         "label_curve": curve,
         "protocol": {"test": len(right)},
     }
-    return Probe(name, "d", "f", metrics | changes, np.arange(len(right)), right)
+    return Probe(name, "d", "f", metrics | changes, np.arange(len(right)).astype(str), right)
 
 
 PLAIN = probe(Named("pretrained", "pretrained", "probe", "net"), correct=np.arange(100) < 80)
@@ -295,7 +327,9 @@ def test_an_interval_draws_whole_groups() -> None:
     frames = compare(probe(name, correct=ours), probe(name, correct=theirs))["interval"]
     metrics = PLAIN.metrics
     one, other = (
-        Probe(name, "", "", metrics | {"linear": {"top1": float(right.mean())}}, np.arange(400), right, groups)
+        Probe(
+            name, "", "", metrics | {"linear": {"top1": float(right.mean())}}, np.arange(400).astype(str), right, groups
+        )
         for right in (ours, theirs)
     )
     videos = compare(one, other)["interval"]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from stages.reports.lineage import NODE_HEIGHT, NODE_WIDTH, drawing, flatten, li
 from stages.reports.names import Named, distinguish, name_features
 from stages.reports.neighbours import nearest_in_file, pick_queries
 from stages.reports.plots import marker_number
-from stages.reports.probes import Probe, cell, comparison, console_table, protocol
+from stages.reports.probes import Probe, cell, comparison, console_table, protocol, share_title
 from stages.reports.thumbnails import contact_sheet, matrix_picture, thumbnail
 from stages.reports.training import MOST_POINTS, curve, training
 from stages.reports.verdict import compare, verdict
@@ -45,7 +46,9 @@ def probe(label: str, kind: str, correct: Any, **changes: Any) -> Probe:
         },
         "protocol": {"test": len(right), "train": 1437, "something_new": True},
     }
-    return Probe(Named(label, kind, "step", "net"), "d", "f", metrics | changes, np.arange(len(right)), right)
+    return Probe(
+        Named(label, kind, "step", "net"), "d", "f", metrics | changes, np.arange(len(right)).astype(str), right
+    )
 
 
 # Verdict
@@ -59,6 +62,37 @@ def test_the_interval_of_a_difference_is_a_paired_bootstrap() -> None:
     slow = [gains[generator.integers(0, 400, size=400)].mean() for _ in range(4000)]
     assert found["difference"] == pytest.approx(gains.mean())
     np.testing.assert_allclose(found["interval"], np.quantile(slow, [0.025, 0.975]), atol=0.006)
+
+
+def test_other_test_images_are_not_paired() -> None:
+    """As many of them, with the same numbers, are other images all the same."""
+    ours, same = (probe(name, "pretrained", np.arange(300) < 200) for name in "ab")
+    theirs = replace(same, keys=np.roll(same.keys, 1))
+    assert (compare(ours, theirs)["interval"], compare(ours, theirs)["state"]) == (None, "unpaired")
+    for other, marked in ((same, True), (theirs, False)):
+        assert any(one["best"] for row in comparison([ours, other])["rows"] for one in row["cells"]) is marked
+    assert "other test images" in verdict([ours, theirs])["sentence"]
+
+
+def test_the_caveat_says_what_flatters() -> None:
+    first, second = probe("a", "pretrained", [1, 0, 1]), replace(probe("b", "pretrained", [1, 1, 0]), seed=1)
+    assert verdict([first])["caveat"].startswith("On these 3 test images, one seed:")
+    assert verdict([first, second])["caveat"].startswith("On these 3 test images, 2 seeds:")
+    groups = {"train": 5, "test": 2, "test_images_shared": 2}
+    protocol = {"test": 3, "train": 9, "groups": groups, "encoder_saw_other_labels": True}
+    caveat = verdict([probe("a", "pretrained", [1, 0, 1], protocol=protocol)])["caveat"]
+    assert "2 of the test images are of groups that have training images too" in caveat
+    assert "a learned from labels that are not among those at hand" in caveat
+
+
+def test_a_column_is_named_for_what_it_comes_to() -> None:
+    """One label of each of many classes is more than the share that was asked for."""
+    one = probe("a", "pretrained", [1, 0])
+    assert share_title([one.metrics], "0.5pct") == "0.5%"  # 14 of 1,437 are 0.97%: rounded to whole labels
+    one.metrics["label_curve"]["0.5pct"]["labels"] = 69
+    assert share_title([one.metrics], "0.5pct") == "4.8%"
+    assert comparison([one])["groups"][0]["columns"][0]["title"] == "4.8%"
+    assert share_title([one.metrics], "100pct") == "100%"
 
 
 def test_states_of_a_comparison() -> None:
@@ -95,7 +129,7 @@ def test_the_subject_of_the_verdict_is_what_was_trained_here_not_what_is_best() 
 
 def test_names_come_from_the_encoder_card() -> None:
     def label(kind: str, name: str, stage: str | None = None) -> str:
-        return name_features({"kind": kind, "name": name, "stage": stage}, "step").label
+        return name_features({"kind": kind, "name": name, "stage": stage, "labels_seen": []}, "step").label
 
     assert label("pixels", "pixels") == "pixels"
     assert label("random", "resnet10") == "random encoder"
@@ -105,10 +139,13 @@ def test_names_come_from_the_encoder_card() -> None:
 
 
 def test_equal_names_are_told_apart() -> None:
-    names = [Named("pretrained", "pretrained", step, "") for step in ("one", "two", "three")]
-    labels = [name.label for name in distinguish(names, ["simclr", "simclr_long", "simclr"])]
-    assert labels == ["pretrained (one)", "pretrained (simclr_long)", "pretrained (three)"]
-    assert [name.label for name in distinguish(names[:1], ["simclr"])] == ["pretrained"]
+    tells = [("simclr", "one", "v1"), ("simclr_long", "two", "v2"), ("simclr", "three", "v3")]
+    labels = ["pretrained", "pretrained", "random encoder"]
+    assert distinguish(labels, tells) == ["pretrained (simclr)", "pretrained (simclr_long)", "random encoder"]
+    assert distinguish(["pretrained"] * 3, tells) == ["pretrained (one)", "pretrained (two)", "pretrained (three)"]
+    versions = [("simclr", "one", "v1"), ("simclr", "one", "v2"), ("", "one", "v3")]
+    assert distinguish(["pretrained"] * 3, versions) == ["pretrained (v1)", "pretrained (v2)", "pretrained (v3)"]
+    assert distinguish(["pretrained"] * 2, [("", "a"), ("simclr", "b")]) == ["pretrained (a)", "pretrained (b)"]
 
 
 def test_cells_hold_what_was_measured() -> None:

@@ -9,7 +9,8 @@ lies inside the probe's own subset, and nowhere else. Subsets of one index are n
 - at smaller shares, or if its subset was of another seed or of other data: nothing, apart from all labels, which hold
   every subset.
 
-What it saw is known by a digest of keys and classes, so that labels of other data are not taken for the probe's own.
+What it saw is known by a digest of keys and classes, so that labels of other data are not taken for the probe's own;
+whether the probe's test images were among those is not known (`saw_others`).
 """
 
 import hashlib
@@ -93,12 +94,24 @@ class ProbeLabels:
         """Which of the labels the encoder is known to have learned from, bool [N]."""
         known = np.zeros(len(self.labels), dtype=bool)
         for one in self.seen:
-            if self._is_own(one):
-                known[self.rows(one["fraction"], one["subset"])] = True
+            if self._is_among_these(one):
+                known[label_subset(self.labels, self.ids, one["fraction"], one["seed"], one["subset"])] = True
         return known
 
+    @property
+    def saw_others(self) -> bool:
+        """Whether the encoder learned from labels that are not among these: those of other data, or of another split
+        of the same images, which may hold test images of this one."""
+        return not all(self._is_among_these(one) for one in self.seen)
+
+    def _is_among_these(self, one: Mapping[str, Any]) -> bool:
+        """Whether what a fine-tuning saw is a subset of these labels, of any seed."""
+        return one["digest"] == self._digest_of(
+            label_subset(self.labels, self.ids, one["fraction"], one["seed"], one["subset"])
+        )
+
     def _is_own(self, one: Mapping[str, Any]) -> bool:
-        """Whether what a fine-tuning saw is a subset of these labels."""
+        """Whether what a fine-tuning saw is one of the probe's own subsets."""
         return one["digest"] == self._digest(one["fraction"], one["subset"])
 
     def _saw_exactly(self, fraction: float, index: int) -> bool:
@@ -107,9 +120,11 @@ class ProbeLabels:
     def _digest(self, fraction: float, index: int) -> str:
         subset = (fraction, index)
         if subset not in self._digests:
-            rows = self.rows(*subset)
-            self._digests[subset] = labels_digest(self._keys[rows], self._names[rows])
+            self._digests[subset] = self._digest_of(self.rows(*subset))
         return self._digests[subset]
+
+    def _digest_of(self, rows: np.ndarray) -> str:
+        return labels_digest(self._keys[rows], self._names[rows])
 
 
 def share_seen(seen: Sequence[Mapping[str, Any]]) -> float:

@@ -71,10 +71,13 @@ class LabelsCard(_Part):
 
 
 class HeadCard(_Part):
-    """The arguments of `build_head`, embedding size apart: what a classification loss trained on the embeddings."""
+    """What a classification loss trained on the embeddings: the arguments of `build_head`, embedding size apart, and
+    the labels behind it."""
 
     kind: HeadKind
     classes: int
+    learned_from: LabelsCard | None = None
+    """None where an early version of the stage wrote it: then it is the last of the encoder's `labels_seen`."""
 
 
 class WeightsCard(_Part):
@@ -107,7 +110,8 @@ class ModelCard(_Part):
     neck: NeckCard | None = None
     """Layers of a projector that the encoder ends with; they count in embedding_size and parameters."""
     labels_seen: tuple[LabelsCard, ...] = ()
-    """One entry for each fine-tuning that is behind these weights, the first one first; none: no label was seen."""
+    """One entry for each fine-tuning that is behind these weights (not the head's), the first one first; none: no label
+    was seen."""
     head: HeadCard | None = None
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """What encoders are called on the page, and which of them make one row of its table."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,45 +60,55 @@ class Compared:
         step: that is compared.
         features: the artifact of the features; None where it is not known.
         settings: of the step that is compared, where two of the same features may differ in them.
+        seed, digest: of what is compared.
     """
 
     encoder: dict[str, Any]
     step: str
     features: Artifact | None
     settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    digest: str = ""
 
 
 def name_all(lineage: Lineage, compared: Sequence[Compared]) -> list[Named]:
-    """A name for each, no two equal."""
+    """A name for each, no two equal; rows have different labels too: versions of one step are several rows."""
     tuned = {number: one for number, one in enumerate(compared) if _tuning(lineage, one) is not None}
     names = dict(zip(tuned, _name_tuned(lineage, list(tuned.values())), strict=True))
     others = [number for number in range(len(compared)) if number not in names]
-    plain = [name_features(compared[number].encoder, compared[number].step) for number in others]
-    makers = [_maker(lineage, compared[number]) for number in others]
-    names |= dict(zip(others, distinguish(plain, makers), strict=True))
+    plain = [_name_plain(lineage, compared[number]) for number in others]
+    tells = [_tells(compared[number], _maker(lineage, compared[number])) for number in others]
+    labels = distinguish([name.label for name in plain], tells)
+    names |= {number: replace(name, label=label) for number, name, label in zip(others, plain, labels, strict=True)}
     return [names[number] for number in range(len(compared))]
 
 
 def name_features(encoder: dict[str, Any], step: str) -> Named:
     """A name from the encoder card of features.json."""
-    kind = FINE_TUNED if encoder["stage"] == "finetune" else encoder["kind"]
+    kind = FINE_TUNED if encoder["stage"] == "finetune" or encoder["labels_seen"] else encoder["kind"]
     backbone = "" if kind == "pixels" else str(encoder["name"])
     label = {"random": "random encoder", "timm": f"timm {backbone.removeprefix('timm:')}"}.get(kind, kind)
     return Named(label, kind, step, backbone)
 
 
-def distinguish(names: Sequence[Named], makers: Sequence[str]) -> list[Named]:
-    """Where several have one label, add what made them: the encoder's step (`makers`), or else the step itself."""
-    counts = Counter(name.label for name in names)
-    with_maker = [
-        replace(name, label=f"{name.label} ({maker})") if counts[name.label] > 1 else name
-        for name, maker in zip(names, makers, strict=True)
-    ]
-    counts = Counter(name.label for name in with_maker)
-    return [
-        replace(longer, label=f"{name.label} ({name.step})") if counts[longer.label] > 1 else longer
-        for name, longer in zip(names, with_maker, strict=True)
-    ]
+def distinguish(labels: Sequence[str], tells: Sequence[Sequence[str]]) -> list[str]:
+    """Where several have one label, add the first of `tells` that all of these differ in, or else the last.
+
+    Args:
+        tells: for each label what may be added, in the order of preference.
+    """
+    found: dict[str, list[int]] = defaultdict(list)
+    for number, label in enumerate(labels):
+        found[label].append(number)
+    result = list(labels)
+    for label, members in found.items():
+        if len(members) == 1:
+            continue
+        choices = list(zip(*(tells[number] for number in members), strict=True))
+        words = next((words for words in choices if all(words) and len(set(words)) == len(words)), choices[-1])
+        for number, word in zip(members, words, strict=True):
+            result[number] = f"{label} ({word})"
+    return result
 
 
 def describe_tuning(lineage: Lineage, artifact: Artifact, loss: str) -> str:
@@ -132,6 +142,24 @@ def _tuning(lineage: Lineage, one: Compared) -> Artifact | None:
     return encoder if encoder and encoder.stage == "finetune" and one.encoder["labels_seen"] else None
 
 
+def _name_plain(lineage: Lineage, one: Compared) -> Named:
+    """A name for features of an encoder that is not known to have been fine-tuned in this lineage."""
+    name = name_features(one.encoder, one.step)
+    encoder = lineage.input(one.features, "encoder") if one.features else None
+    if encoder is None or name.kind != FINE_TUNED:
+        return name
+    if encoder.stage == "finetune":  # of its head alone: the encoder is the one that it started from
+        return replace(name, label=f"{start_name(lineage, encoder)}, frozen")
+    fraction = float(one.encoder["labels_seen"][-1]["fraction"])
+    return replace(name, label=f"pretrained from {start_name(lineage, encoder)}", fraction=fraction)
+
+
+def _tells(one: Compared, maker: str) -> list[str]:
+    """What may tell something from another of the same label, the plainest first; digests differ always."""
+    seed = f"seed {one.seed}"
+    return [maker, one.step, seed, f"{maker}, {seed}", f"{one.step}, {seed}", one.digest[:12]]
+
+
 def _maker(lineage: Lineage, one: Compared) -> str:
     """The step that made the encoder, or else the features."""
     encoder = lineage.input(one.features, "encoder") if one.features else None
@@ -145,8 +173,7 @@ def _name_tuned(lineage: Lineage, compared: Sequence[Compared]) -> list[Named]:
     labels = [_describe(lineage, one) for one in first]
     suffixes = _differences(lineage, labels, first)
     rows = [f"{label} ({suffix})" if suffix else label for label, suffix in zip(labels, suffixes, strict=True)]
-    counts = Counter(rows)
-    rows = [f"{row} ({one.step})" if counts[row] > 1 else row for row, one in zip(rows, first, strict=True)]
+    rows = distinguish(rows, [_tells(one, one.step) for one in first])
     names = {}
     for members, row in zip(groups, rows, strict=True):
         for number in members:

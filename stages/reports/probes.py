@@ -1,6 +1,6 @@
 """Probes side by side: names, the table, the protocol. Plain data in, plain data out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from stages.reports.formats import (
 )
 from stages.reports.names import Named
 
+MUCH_MORE = 2
+"""Times the share that a column is named for: from there on its name is the share that it comes to."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -26,18 +29,24 @@ class Probe:
 
     Attributes:
         metrics: metrics.json.
-        ids: int64 [T], the test images.
+        keys: str [T], the test images.
         correct: bool [T], whether the linear probe named the right class.
         groups: int64 [T], equal for test images of one group; None where no group was declared.
+        seed: of the run.
     """
 
     name: Named
     digest: str
     features_digest: str
     metrics: dict[str, Any]
-    ids: NDArray[np.int64]
+    keys: NDArray[np.str_]
     correct: NDArray[np.bool_]
     groups: NDArray[np.int64] | None = None
+    seed: int | None = None
+
+    def scored_on_those_of(self, other: "Probe") -> bool:
+        """Whether both were scored on the same test images."""
+        return np.array_equal(self.keys, other.keys)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,13 @@ def neighbour_counts(metrics: dict[str, Any]) -> list[str]:
     return sorted(metrics["knn"], key=int)
 
 
+def share_title(metrics: Sequence[dict[str, Any]], share: str) -> str:
+    """'1%', or what it comes to where one label of each class is clearly more: '4.8%'."""
+    measured = [one["label_curve"] for one in metrics if share in one["label_curve"]]
+    real = max((100 * one[share]["labels"] / one[ALL_LABELS]["labels"] for one in measured), default=0.0)
+    return f"{real:.2g}%" if real > MUCH_MORE * share_value(share) else share_name(share)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A score in the table.
@@ -104,6 +120,7 @@ class Cell:
         interval: of 95%, where there is one.
         saw: share of the labels that trained the encoder, where these are not exactly the column's.
         subset: index of the one subset that was measured, where the encoder saw labels.
+        others: whether these are labels of other images than those at hand.
     """
 
     value: float | None
@@ -112,6 +129,7 @@ class Cell:
     interval: list[float] | None = None
     saw: float | None = None
     subset: int | None = None
+    others: bool = False
 
 
 def cell(metrics: dict[str, Any], kind: str, share: str) -> Cell | None:
@@ -134,6 +152,7 @@ def cell(metrics: dict[str, Any], kind: str, share: str) -> Cell | None:
         interval=metrics["linear"]["top1_ci95"] if kind == "linear" and share == ALL_LABELS else None,
         saw=None if curve["encoder_saw_exactly"] else curve["encoder_saw"],
         subset=curve["subset_indices"][0] if curve["encoder_saw"] and curve["subset_indices"] else None,
+        others=metrics["protocol"].get("encoder_saw_other_labels", False),
     )
 
 
@@ -142,17 +161,20 @@ def comparison(probes: Sequence[Probe]) -> dict[str, Any]:
 
     Returns:
         {"groups": [{"title", "short", "columns": [{"title", "kind", "share"}]}], "rows": [{"label", "step", "kind",
-        "backbone", "steps", "cells": [{"value", "labels", "spread", "interval", "saw", "subset", "best"} | None]}]};
+        "backbone", "steps", "cells": [{"value", "labels", "spread", "interval", "saw", "subset", "others", "best"}
+        | None]}]};
         scores from 0 to 1.
     """
     shares = sorted({key for probe in probes for key in fractions(probe.metrics)} | {ALL_LABELS}, key=share_value)
     ks = sorted({k for probe in probes for k in neighbour_counts(probe.metrics)}, key=int)
-    groups = [_group("Linear probe", "linear", "linear", shares)]
-    groups += [_group(plural(int(k), "nearest neighbour"), f"knn-{k}", k, shares) for k in ks]
+    titles = {share: share_title([probe.metrics for probe in probes], share) for share in shares}
+    groups = [_group("Linear probe", "linear", "linear", titles)]
+    groups += [_group(plural(int(k), "nearest neighbour"), f"knn-{k}", k, titles) for k in ks]
     columns = [(column["kind"], column["share"]) for group in groups for column in group["columns"]]
     rows = rows_of(probes)
     cells = [[row.cell(*column) for column in columns] for row in rows]
-    best = [_best(column) for column in zip(*cells, strict=True)]
+    alike = all(probe.scored_on_those_of(probes[0]) for probe in probes)
+    best = [_best(column) if alike else None for column in zip(*cells, strict=True)]
     table = [
         {
             "label": row.label,
@@ -221,7 +243,8 @@ def protocol(probes: Sequence[Probe]) -> dict[str, Any]:
 PROTOCOL_NAMES = {
     "train": "Training images",
     "test": "Test images",
-    "groups": "Groups that stay together",
+    "groups": "Groups",
+    "encoder_saw_other_labels": "Encoder learned from labels of other images",
     "largest_class": "Training images of the largest class",
     "held_out": "Held out to choose the penalty",
     "standardised": "Features standardised by",
@@ -244,9 +267,17 @@ def _protocol_card(metrics: dict[str, Any]) -> dict[str, Any]:
         entry = metrics["label_curve"][key]
         if key != ALL_LABELS:
             card[f"Subsets at {share_name(key)}"] = _subsets_text(entry)
-    return card | {
-        PROTOCOL_NAMES.get(key, capitalised(key.replace("_", " "))): value for key, value in metrics["protocol"].items()
-    }
+    values = metrics["protocol"] | {"groups": _groups_text(metrics["protocol"].get("groups"))}
+    return card | {PROTOCOL_NAMES.get(key, capitalised(key.replace("_", " "))): item for key, item in values.items()}
+
+
+def _groups_text(groups: dict[str, int] | None) -> str | None:
+    """'30 of train, 12 of test': how many groups there are, and how many images lie on both sides."""
+    if groups is None:
+        return None
+    text = f"{groups['train']:,} of train, {groups['test']:,} of test"
+    shared = groups["test_images_shared"]
+    return text + (f"; {plural(shared, 'test image')} of groups of train" if shared else "")
 
 
 def _subsets_text(entry: dict[str, Any]) -> str:
@@ -257,8 +288,8 @@ def _subsets_text(entry: dict[str, Any]) -> str:
     return f"{which} of {entry['labels']:,} labels" + (", penalty fixed" if entry["fixed_penalty"] else "")
 
 
-def _group(title: str, short: str, kind: str, shares: Sequence[str]) -> dict[str, Any]:
-    columns = [{"title": share_name(share), "kind": kind, "share": share} for share in shares]
+def _group(title: str, short: str, kind: str, titles: Mapping[str, str]) -> dict[str, Any]:
+    columns = [{"title": name, "kind": kind, "share": share} for share, name in titles.items()]
     return {"title": title, "short": short, "columns": columns}
 
 
@@ -271,7 +302,9 @@ def _cell_text(one: dict[str, Any] | None) -> str:
         text += f" [{points(low)}, {points(high)}]"
     elif one["spread"] is not None:
         text += f" ±{points(one['spread'])}"
-    return text + (f" saw {100 * one['saw']:.4g}%" if one["saw"] is not None else "")
+    if one["saw"] is None:
+        return text
+    return text + (" saw other labels" if one["others"] else f" saw {100 * one['saw']:.4g}%")
 
 
 def named(name: Named) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def fine_tuning(lineage: Lineage) -> dict[str, Any]:
 
 def _fine_tuned(lineage: Lineage, artifact: Artifact) -> dict[str, Any]:
     lines = read_lines(artifact.files / "metrics.jsonl")
-    seen = read_json(artifact.files / "model.json")["labels_seen"][-1]
+    card = read_json(artifact.files / "model.json")
+    seen = (card["head"] or {}).get("learned_from") or card["labels_seen"][-1]
     # Each figure where it was recorded last: a mean over the steps since the line before.
     last = {key: value for line in lines for key, value in line.items() if key not in NOT_SHOWN}
     freeze = artifact.settings.get("freeze", "none")

@@ -7,9 +7,9 @@ import numpy as np
 
 from stages.evaluation.groups import are_single
 from stages.evaluation.intervals import bootstrap_interval
-from stages.reports.formats import ALL_LABELS, capitalised, percent, plural, points, share_name
+from stages.reports.formats import ALL_LABELS, capitalised, percent, plural, points
 from stages.reports.names import FINE_TUNED, share_text
-from stages.reports.probes import Probe, Row, fractions, neighbour_counts, rows_of
+from stages.reports.probes import Probe, Row, fractions, neighbour_counts, rows_of, share_title
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -40,18 +40,36 @@ def verdict(probes: Sequence[Probe]) -> dict[str, Any]:
         sentence += ": " + _join([_comparison_text(item) for item in plain])
     states = {item["state"] for item in plain or comparisons}
     state = "alone" if not states else states.pop() if len(states) == 1 else "mixed"
-    test = subject.fullest.metrics["protocol"]["test"]
     return {
         "sentence": sentence + ".",
         "fine_tuned": _fine_tuned_text(subject, [item for item in comparisons if item["kind"] == FINE_TUNED]),
         "few_labels": _few_labels(subject, others),
-        "caveat": f"On these {test:,} test images, one seed: the intervals hold for other test images, "
-        "not for another training run.",
+        "caveat": _caveat(probes, subject.fullest),
         "state": state,
         "subject": subject.label,
         "comparisons": comparisons,
         "scores": [_score(row) for row in (subject, *others)],
     }
+
+
+def _caveat(probes: Sequence[Probe], subject: Probe) -> str:
+    """What the scores do not say."""
+    protocol = subject.metrics["protocol"]
+    seeds = len({probe.seed for probe in probes})
+    text = (
+        f"On these {protocol['test']:,} test images, {'one seed' if seeds == 1 else f'{seeds} seeds'}: the intervals "
+        "hold for other test images, not for another training run."
+    )
+    shared = (protocol.get("groups") or {}).get("test_images_shared", 0)
+    if shared:
+        text += f" {shared:,} of the test images are of groups that have training images too: the scores flatter."
+    others = [probe.name.label for probe in probes if probe.metrics["protocol"].get("encoder_saw_other_labels")]
+    if others:
+        text += (
+            f" {_join(others)} learned from labels that are not among those at hand: where test images of this page "
+            "were among them, the score flatters."
+        )
+    return text
 
 
 def compare(probe: Probe, other: Probe) -> dict[str, Any]:
@@ -63,7 +81,7 @@ def compare(probe: Probe, other: Probe) -> dict[str, Any]:
     """
     difference = _top1(probe) - _top1(other)
     interval = None
-    if np.array_equal(probe.ids, other.ids):
+    if probe.scored_on_those_of(other):
         gains = probe.correct.astype(np.int64) - other.correct.astype(np.int64)
         if probe.groups is not None and not are_single(probe.groups):
             bounds = bootstrap_interval(gains, BOOTSTRAP_SAMPLES, groups=probe.groups)
@@ -145,6 +163,7 @@ def _few_labels(subject: Row, others: Sequence[Row]) -> str | None:
     share, k = fractions(metrics)[0], neighbour_counts(metrics)[0]
     if share == ALL_LABELS:
         return None
+    title = share_title([metrics], share)
     plain = [row for row in (subject, *others) if row.name.kind != FINE_TUNED]
     cells = [(row.label, row.cell(k, share)) for row in plain]
     scores = [(label, percent(one.value)) for label, one in cells if one and one.value is not None]
@@ -153,7 +172,7 @@ def _few_labels(subject: Row, others: Sequence[Row]) -> str | None:
     reach = "reaches" if k == "1" else "reach"
     if plain and plain[0] is subject and len(scores) == len(cells):
         labels = metrics["label_curve"][share]["labels"]
-        text = f"With {share_name(share)} of the labels ({labels:,}), {neighbours} {reach} {scores[0][1]}"
+        text = f"With {title} of the labels ({labels:,}), {neighbours} {reach} {scores[0][1]}"
         against = [f"{score} ({label})" for label, score in scores[1:]]
         text += f", against {_join(against)}." if against else "."
     tuned = [(row, one) for row in (subject, *others) if (one := _tuned_cell(row, k, share))]
@@ -162,7 +181,7 @@ def _few_labels(subject: Row, others: Sequence[Row]) -> str | None:
         return text or None
     index = same[0][1][0]
     listed = [f"{percent(score)} ({row.label})" for row, (_, score) in same]
-    text += " " if text else f"With {share_name(share)} of the labels, by {neighbours}: "
+    text += " " if text else f"With {title} of the labels, by {neighbours}: "
     text += f"Fine-tuned on one such subset: {_join(listed)}"
     own = _on_subset(subject, k, share, index)
     return text + (f"; {subject.label} reaches {percent(own)} with the same labels." if own is not None else ".")

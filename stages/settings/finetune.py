@@ -24,7 +24,7 @@ class FinetuneOptimiser(Optimiser):
 class Finetune(StageSettings):
     """Train an encoder on labels: a classifier or an embedding, from all labels or a share of them."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
     uses_ranks: ClassVar[bool] = True
     lower_for_memory: ClassVar[tuple[str, ...]] = ("batch_size", "classes_per_batch", "images_per_class")
 
