@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import BadData, NotFinite
-from stages.evaluation import bootstrap_interval, held_out, label_subset, labels_digest
+from stages.evaluation import bootstrap_interval, held_out, label_subset, labels_digest, read_features
 
 QUICK: dict[str, Any] = {"label_fractions": [0.02], "subsets": [2], "bootstrap_samples": 100}
 PIXELS, DIGITS = (np.asarray(one) for one in load_digits(return_X_y=True))
@@ -474,6 +474,7 @@ def many_classes(folder: Path, classes: int = 400) -> Path:
     return write_features(folder / "features", features, labels, splits, [f"emoji {one}" for one in range(classes)])
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # by scikit-learn, of one label a class
 def test_many_classes_of_three_images(run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = QUICK | {"label_fractions": [0.01, 0.1], "subsets": [2, 1], "neighbours": [1, 3, 20]}
     settings |= {"penalties": {"smallest": 1e-4, "largest": 1.0, "count": 4}}
@@ -491,5 +492,13 @@ def test_many_classes_of_three_images(run_stage: RunStage, tmp_path: Path, capsy
     assert one["labels"] == ten["labels"] == 400
     assert one["by_subset"][0] == ten["by_subset"][0]
     assert one["fixed_penalty"]
+    # One label a class: scikit-learn's C = 1, whatever the number of classes.
+    assert one["penalties"] == [1 / 400] * 2
+    features = read_features(tmp_path / "features")
+    train, test = (features.select(np.flatnonzero(features.splits == split)) for split in ("train", "test"))
+    part = train.select(label_subset(train.labels.numpy(), train.ids, 0.01, 0, 0))
+    scale = StandardScaler().fit(part.features)
+    model = LogisticRegression(C=1.0, tol=1e-6, max_iter=1000).fit(scale.transform(part.features), part.labels)
+    assert one["by_subset"][0] == pytest.approx(model.score(scale.transform(test.features), test.labels), abs=0.005)
     assert metrics["protocol"]["fits"] == 4 + 1 + 2, "the subset of both shares is measured once"
     assert (files / "metrics.json").stat().st_size < 100_000

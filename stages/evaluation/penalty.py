@@ -10,12 +10,20 @@ from torch import Tensor
 from stages.evaluation.features import Features
 from stages.evaluation.logistic import LogisticPath, fit_logistic_paths, principal_axes
 
-FIXED_PENALTY = 0.1
-"""Where no training image can tell penalties apart it is this one (scikit-learn's C = 1 at ten labels): with fewer than
-two labels a class, or where the encoder learned from all of them. It was not tuned."""
 SCORED, COMPARED = 1e-6, 1e-5
 """Tolerance of the objective, relative: of fits with all labels or on test, and of the many that compare penalties by
 folds of a subset."""
+
+
+def fixed_penalty(classes: int) -> float:
+    """The penalty where no training image can tell penalties apart: with fewer than two labels a class, or where the
+    encoder learned from all of them.
+
+    It is scikit-learn's C = 1 with one label a class (and with ten labels, where classes are fewer): 1 / classes. The
+    penalty is on the mean loss, of which a class of many has a small part: one number for all would leave nothing of
+    the weights of thousands. It was not tuned.
+    """
+    return 1 / max(classes, 10)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Solver:
             # Found once for all these fits. Where rows are fewer, each fit has a smaller space of its own.
             axes = principal_axes(part.features, standardise=True)
         if not held or len(part) < 2 * len(part.labels.unique()):
-            choice = Choice(FIXED_PENALTY, [], 0, False)
+            choice = Choice(fixed_penalty(self.classes), [], 0, False)
         else:
             choice = self._choose(part, held, axes)
         return choice, self._paths([(part.features, part.labels)], [choice.penalty], axes, SCORED)[0]
