@@ -67,7 +67,7 @@ class ProbeLabels:
     ):
         self.labels, self.ids, self.seen = labels, ids, seen
         self._keys, self._names, self._seed = keys, np.asarray(classes, dtype=str)[labels], seed
-        self._digests: dict[tuple[float, int], str] = {}
+        self._digests: dict[tuple[float, int, int], str] = {}
 
     def rows(self, fraction: float, index: int) -> np.ndarray:
         """Positions of a subset, int64, ascending."""
@@ -106,25 +106,22 @@ class ProbeLabels:
 
     def _is_among_these(self, one: Mapping[str, Any]) -> bool:
         """Whether what a fine-tuning saw is a subset of these labels, of any seed."""
-        return one["digest"] == self._digest_of(
-            label_subset(self.labels, self.ids, one["fraction"], one["seed"], one["subset"])
-        )
+        return one["digest"] == self._digest(one["fraction"], one["subset"], one["seed"])
 
     def _is_own(self, one: Mapping[str, Any]) -> bool:
         """Whether what a fine-tuning saw is one of the probe's own subsets."""
-        return one["digest"] == self._digest(one["fraction"], one["subset"])
+        return one["digest"] == self._digest(one["fraction"], one["subset"], self._seed)
 
     def _saw_exactly(self, fraction: float, index: int) -> bool:
-        return any(one["digest"] == self._digest(fraction, index) for one in self.seen)
+        return any(one["digest"] == self._digest(fraction, index, self._seed) for one in self.seen)
 
-    def _digest(self, fraction: float, index: int) -> str:
-        subset = (fraction, index)
+    def _digest(self, fraction: float, index: int, seed: int) -> str:
+        """Of a subset of these labels; each is hashed once."""
+        subset = (fraction, index, seed)
         if subset not in self._digests:
-            self._digests[subset] = self._digest_of(self.rows(*subset))
+            rows = label_subset(self.labels, self.ids, fraction, seed, index)
+            self._digests[subset] = labels_digest(self._keys[rows], self._names[rows])
         return self._digests[subset]
-
-    def _digest_of(self, rows: np.ndarray) -> str:
-        return labels_digest(self._keys[rows], self._names[rows])
 
 
 def share_seen(seen: Sequence[Mapping[str, Any]]) -> float:
