@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint golden bench clean
 
 demo: .venv/installed  ## handwritten digits through every stage: less than three minutes after the install
 	$(BIN)/simclr run configs/digits.yaml
@@ -14,6 +14,10 @@ lint: .venv/installed-dev  ## style, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+
+bench: .venv/installed-bench  ## every comparison with other projects; `make bench QUICK=--quick` is the short form
+	@for name in nt_xent views loader shard probe pretrain learn growth; do \
+		echo "== $$name" >&2; $(BIN)/python -m benchmarks.$$name $(QUICK) || exit 1; done
 
 golden: .venv/installed-dev  ## write tests/golden.json anew, after a stage version was raised
 	$(BIN)/python tests/golden.py
@@ -27,6 +31,10 @@ clean:  ## everything that can be made again; artifacts/ and data/ stay
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable .
+	@touch $@
+
+.venv/installed-bench: .venv/installed
+	$(INSTALL) --editable '.[bench]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed
