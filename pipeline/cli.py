@@ -84,6 +84,9 @@ def run(
     processes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="On this machine; each has a GPU, or its share of the cores.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time of a training step goes, of steps that run.")
+    ] = False,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -102,7 +105,7 @@ def run(
     with runner.joined(place) as ranks:
         checked, opened = _recipe(recipe, overrides, seed), Store(store)
         forced = runner.forced_steps(checked, steps or ()) if force else frozenset()
-        planner = runner.Planner(opened, checked, display.tell, fresh=fresh, forced=forced)
+        planner = runner.Planner(opened, checked, display.tell, fresh=fresh, forced=forced, profile=profile)
         if place.rank > 0:
             runner.follow(planner, ranks)
         elif dry_run:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.manifest import canonical_json, sync
 from pipeline.progress import Progress, Reporter
 from pipeline.ranks import Ranks
 from pipeline.settings import StageSettings, plain
+from pipeline.stopwatch import Stopwatch
 
 Batch = TypeVar("Batch")
 
@@ -74,6 +76,7 @@ class Run:
         rank, ranks: this process's number among those that run the stage together, and how many they are. What ranks
             other than 0 write, count and say is thrown away.
         counts: data counts and headline figures for the record, see `count`.
+        profile: say at the end of training where the time of a step went.
         settings, work, checkpoints, reporter, peers, signal, in_training: for the machinery around; a stage has no use
             for them.
     """
@@ -93,6 +96,7 @@ class Run:
         reporter: Reporter,
         peers: Ranks | None = None,
         checkpoints: Path | None = None,
+        profile: bool = False,
     ):
         self.peers = peers or Ranks()
         self.rank, self.ranks = self.peers.rank, self.peers.size
@@ -101,6 +105,7 @@ class Run:
         self.settings, self.work, self.reporter = settings, work, reporter
         self._trackers = trackers
         self.counts: dict[str, float | str] = {}
+        self.profile = profile
         self.signal: int | None = None
         self.in_training = False
         self._inputs, self._ancestors = inputs, ancestors
@@ -278,6 +283,7 @@ class Training:
         self._counts: dict[str, int] = {}
         self._waited = 0.0
         self._note = ""
+        self._stopwatch = Stopwatch(self._synchronise) if run.profile else None
         self.done = 0
         """Steps that are done."""
         self.latest: dict[str, float] = {}
@@ -298,6 +304,8 @@ class Training:
         self._run.in_training = False
         self._progress.__exit__()
         tracking.finish(self._run.accelerator)
+        if self._stopwatch is not None:
+            self._run.say(self._stopwatch.in_words())
         if kind is None:
             shutil.copyfile(self._metrics, self._run.out / "metrics.jsonl")
 
@@ -313,8 +321,11 @@ class Training:
         """
         window_started, window_first = time.monotonic(), self.done
         while self.done < self._total:
+            if self._stopwatch is not None:
+                self._stopwatch.begin_step()
             before = time.monotonic()
-            batch = load(self.done)
+            with self.part("waiting for data"):
+                batch = load(self.done)
             self._waited += time.monotonic() - before
             yield self.done, batch
             self.done += 1
@@ -323,11 +334,17 @@ class Training:
                 self._flush(now - window_started, self.done - window_first)
                 window_started, window_first = now, self.done
             self._progress.advance(1, self._note)
+            if self._stopwatch is not None and self.done == self._total:
+                self._stopwatch.begin_step()  # the last one ends
             stop = self._run.peers.largest(self._run.signal or 0)  # all ranks stop after the same step
             if stop or (self.done < self._total and self.done % self._checkpoint_every == 0):
                 self._run.peers.alone(self._save)
             if stop:
                 raise Interrupted(stop)
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """`with training.part("views"): ...` names what the time inside is spent on, for `--profile`."""
+        return nullcontext() if self._stopwatch is None else self._stopwatch.part(name)
 
     def record(self, **values: Tensor | float) -> None:
         """Scalars of this step. They stay on their device until a line is due, so that nothing waits for them."""
@@ -379,6 +396,12 @@ class Training:
         checkpoint.save(self._run.checkpoints, self.done, {"loop": loop, "state": state})
         event = {"event": "checkpoint", "at": time.time(), "step": self.done}
         append_line(self._run.work / "attempts.jsonl", event)
+
+    def _synchronise(self) -> None:
+        if self._run.device.type == "cuda":
+            torch.cuda.synchronize(self._run.device)
+        elif self._run.device.type == "mps":
+            torch.mps.synchronize()
 
     def _device_random(self) -> list[Tensor]:
         device = self._run.device

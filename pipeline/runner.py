@@ -61,6 +61,8 @@ class Planner:
     """Checkpoints will be discarded."""
     forced: frozenset[str] = frozenset()
     """Steps that run even if they are up to date."""
+    profile: bool = False
+    """Steps that train say where the time of a step went."""
 
     def plan(self, step: Step, known: dict[str, Planned]) -> Planned:
         """The state of a step, `known` holding all steps before it."""
@@ -242,6 +244,7 @@ def _execute(planner: Planner, planned: Planned, ranks: Any) -> Record:
         input_records=planned.input_records,
         fresh=planner.fresh,
         force=planned.step.name in planner.forced,
+        profile=planner.profile,
     )
     return worker.run_step(planner.store, job, ranks)
 

@@ -51,6 +51,8 @@ class Job:
     """Discard checkpoints first."""
     force: bool = False
     """Make the result current, even if another was."""
+    profile: bool = False
+    """Say where the time of a training step went."""
 
 
 def check_settings(steps: Iterable[Step]) -> None:
@@ -245,7 +247,7 @@ def _run(
     return Run(
         recipe=job.recipe, step=job.step.name, seed=job.seed or 0, settings=job.step.settings, inputs=inputs,
         ancestors=ancestors, out=out, work=work, trackers=store.trackers(job.recipe, job.step.name, job.key),
-        reporter=reporter, peers=peers, checkpoints=checkpoints,
+        reporter=reporter, peers=peers, checkpoints=checkpoints, profile=job.profile,
     )  # fmt: skip
 
 

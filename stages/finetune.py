@@ -118,16 +118,21 @@ def finetune(run: Run, settings: Finetune) -> None:
     ) as training:
         for step, batch in training.steps(batches.load):
             visits = _visits(plan, step, run.rank, len(batch.labels))
-            images = views(batch.images, batch.sample_ids, visits, batch.sizes)[0]  # [B, C, h, w]
-            with run.autocast(settings.precision):
-                embeddings = embed(images.contiguous(memory_format=memory_format))  # [B, D]
-            loss, figures = measure(embeddings, batch.labels.to(run.device), step / steps)
+            with training.part("views"):
+                images = views(batch.images, batch.sample_ids, visits, batch.sizes)[0]  # [B, C, h, w]
+                images = images.contiguous(memory_format=memory_format)
+            with training.part("encoder forward"), run.autocast(settings.precision):
+                embeddings = embed(images)  # [B, D]
+            with training.part("loss"):
+                loss, figures = measure(embeddings, batch.labels.to(run.device), step / steps)
             optimiser.zero_grad()
-            loss.backward()
-            gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
-            learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
-            set_learning_rate(optimiser, learning_rate)
-            optimiser.step()
+            with training.part("backward"):
+                loss.backward()
+            with training.part("optimiser"):
+                gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
+                learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
+                set_learning_rate(optimiser, learning_rate)
+                optimiser.step()
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm, **figures)
     batches.close()
 

@@ -1,5 +1,9 @@
 """SimCLR: make two views of every image of a batch, and learn to tell which two belong together."""
 
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,7 +42,7 @@ from stages.models import (
 )
 from stages.models.encoders import require_backbone
 from stages.settings.pretrain import Pretrain
-from stages.views import Policy, evaluation_view, load, read_policy
+from stages.views import Policy, Views, evaluation_view, load, read_policy
 
 PROBE_LEARNING_RATE = 1e-3  # AdamW's usual one; the online probe is a gauge, not a result
 RANKME_SAMPLES_PER_DIMENSION = 10  # below that the estimate depends on their number (Garrido et al. 2023, section 4)
@@ -60,7 +64,6 @@ def pretrain(run: Run, settings: Pretrain) -> None:
     for module in (encoder, projector):
         convert_batch_norm(module)
         module.to(run.device).to(memory_format=memory_format)
-    views = load(policy, run.seed, run.device)
     network = run.distribute(Network(encoder, projector))
     if settings.one_per_group:
         schedule = OnePerGroup(run.seed, shards.groups.numpy(), batch_size)
@@ -71,6 +74,7 @@ def pretrain(run: Run, settings: Pretrain) -> None:
     if settings.epochs is None:
         run.say(f"epochs are fitted: {epochs:,} of {batches.steps_per_epoch:,} steps")
     steps = min(epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
+    views_at = _views_by_step(run, settings, encoder, policy, steps)
     rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, batch_size)
     warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)
     optimiser = build_optimiser(
@@ -95,22 +99,28 @@ def pretrain(run: Run, settings: Pretrain) -> None:
     ) as training:
         for step, batch in training.steps(batches.load):
             epoch = step // batches.steps_per_epoch
-            pair = views(batch.images, batch.sample_ids, epoch, batch.sizes)  # [2, B, 3, h, w]
-            with run.autocast(settings.precision):
-                # [2B, D] and [2B, d]
-                embeddings, projections = network(pair.flatten(0, 1).contiguous(memory_format=memory_format))
+            with training.part("views"):
+                pair = views_at(step)(batch.images, batch.sample_ids, epoch, batch.sizes)  # [2, B, 3, h, w]
+                pair = pair.flatten(0, 1).contiguous(memory_format=memory_format)
+            with training.part("encoder forward"), run.autocast(settings.precision):
+                embeddings, projections = network(pair)  # [2B, D] and [2B, d]
             view_a, view_b = projections.chunk(2)
-            loss = nt_xent(view_a, view_b, settings.temperature)
+            with training.part("loss"):
+                loss = nt_xent(view_a, view_b, settings.temperature)
             optimiser.zero_grad()
-            loss.backward()
-            gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
-            learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
-            set_learning_rate(optimiser, learning_rate)
-            optimiser.step()
+            with training.part("backward"):
+                loss.backward()
+            with training.part("optimiser"):
+                gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
+                learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
+                set_learning_rate(optimiser, learning_rate)
+                optimiser.step()
 
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm)
             if probe is not None:
-                training.record(probe_accuracy=probe.step(embeddings.detach(), batch.labels.to(run.device).repeat(2)))
+                with training.part("online probe"):
+                    labels = batch.labels.to(run.device).repeat(2)
+                    training.record(probe_accuracy=probe.step(embeddings.detach(), labels))
             if training.line_is_due:
                 training.record(**_geometry(view_a.detach(), view_b.detach()))
             if (step + 1) % (batches.steps_per_epoch * settings.health_every_epochs) == 0 or step + 1 == steps:
@@ -169,6 +179,43 @@ def _encoder(run: Run, settings: Pretrain) -> tuple[Encoder, ArchitectureCard, P
         run.say(f"starts from {encoder.weights.source}, licence: {encoder.weights.licence or 'not stated'}")
         policy = policy.model_copy(update={"mean": encoder.weights.mean, "std": encoder.weights.std})
     return encoder, ArchitectureCard(**settings.architecture.model_dump()), policy
+
+
+def _views_by_step(
+    run: Run, settings: Pretrain, encoder: Encoder, policy: Policy, steps: int
+) -> Callable[[int], Views]:
+    """Which views a step has: smaller ones first where the settings say so, then those of the policy.
+
+    Raises:
+        UsageError: the encoder does not take images of such a size.
+    """
+    parts = [load(policy.model_copy(update={"image_size": part.image_size}), run.seed, run.device)
+             for part in settings.smaller_views]  # fmt: skip
+    for part in parts:
+        _require_size(run, encoder, part.policy)
+    shares = accumulate(part.share for part in settings.smaller_views)
+    ends = [round(share * steps) for share in shares]
+    if parts:
+        sizes = ", ".join(f"{part.policy.image_size} px to step {end:,}" for part, end in zip(parts, ends, strict=True))
+        run.say(f"views grow: {sizes}, {policy.image_size} px to step {steps:,}")
+    parts.append(load(policy, run.seed, run.device))
+    return lambda step: parts[bisect_right(ends, step)]
+
+
+@torch.no_grad()
+def _require_size(run: Run, encoder: Encoder, policy: Policy) -> None:
+    """Refuse views of a size that the encoder does not take: some are made for one only."""
+    size = policy.image_size
+    encoder.eval()
+    try:
+        encoder(torch.zeros(1, policy.channels, size, size, device=run.device))
+    except Exception as error:  # each architecture has its own way to say so
+        reason = str(error).split("\n")[0]
+        raise UsageError(
+            f"{run.step}.smaller_views: the encoder takes no images of {size} pixels ({reason})"
+        ) from error
+    finally:
+        encoder.train()
 
 
 def _card(run: Run, settings: Pretrain, encoder: Encoder, architecture: ArchitectureCard, policy: Policy) -> ModelCard:

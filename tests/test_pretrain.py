@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline.errors import UsageError
 from stages.models import build_encoder, load_encoder, save_model
+from stages.settings.pretrain import Pretrain
 
 TINY: dict[str, Any] = {
     "architecture": {"backbone": "resnet10", "width": 4},
@@ -120,3 +121,39 @@ def test_a_start_from_an_encoder_keeps_its_weights_and_its_normalisation(
 def test_a_batch_larger_than_the_set_is_refused(run_stage: RunStage, inputs: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match=r"batch_size: 5000 is more than the 1438 training images"):
         run_stage("pretrain", TINY | {"batch_size": 5000}, inputs)
+
+
+def test_views_are_smaller_first_where_the_settings_say_so(run_stage: RunStage, inputs: dict[str, Path]) -> None:
+    small_policy = {"preset": "text", "image_size": 6, "contact_sheet_images": 1}
+    small = inputs | {"views": run_stage("augment", small_policy, {"shards": inputs["shards"]})}
+    settings = TINY | {"max_steps": 6, "record_every_steps": 1}
+    grown = run_stage("pretrain", settings | {"smaller_views": [{"share": 0.5, "image_size": 6}]}, inputs)
+    always_small = run_stage("pretrain", settings, small)
+    never_small = run_stage("pretrain", settings, inputs)
+    losses, small_losses, large_losses = (
+        [row["loss"] for row in lines(files) if "loss" in row] for files in (grown, always_small, never_small)
+    )
+    assert losses[:3] == small_losses[:3]
+    assert losses[3:] != small_losses[3:]
+    assert losses[0] != large_losses[0]
+    assert load_encoder(grown)[1].image_size == 8
+
+    whole = run_stage("pretrain", settings | {"smaller_views": [{"share": 1.0, "image_size": 6}]}, inputs)
+    assert (whole / "encoder.safetensors").read_bytes() == (always_small / "encoder.safetensors").read_bytes()
+
+
+def test_smaller_views_that_an_encoder_does_not_take_are_refused(run_stage: RunStage, inputs: dict[str, Path]) -> None:
+    views = {"preset": "text", "image_size": 32, "contact_sheet_images": 1}
+    inputs = inputs | {"views": run_stage("augment", views, {"shards": inputs["shards"]})}
+    settings = TINY | {
+        "architecture": {"backbone": "timm:resmlp_12_224"},
+        "smaller_views": [{"share": 0.5, "image_size": 16}],
+    }
+    with pytest.raises(UsageError, match=r"smaller_views: the encoder takes no images of 16 pixels"):
+        run_stage("pretrain", settings, inputs)
+
+
+def test_shares_of_smaller_views_are_parts_of_one_whole() -> None:
+    parts = [{"share": 0.6, "image_size": 8}, {"share": 0.5, "image_size": 16}]
+    with pytest.raises(ValueError, match=r"add up to 1\.1, more than 1"):
+        Pretrain(shards="shards", views="views", smaller_views=parts)

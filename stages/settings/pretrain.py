@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from pydantic import model_validator
+
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
 from stages.settings.training import Optimiser, map_bytes, weight_bytes
@@ -14,6 +16,13 @@ class Projector(Settings):
     layers: int = setting(2, "linear layers, each but the last followed by batch norm and ReLU", ge=1, le=4)
     hidden: int = setting(512, "width of the layers but the last", ge=1)
     dimension: int = setting(128, "width of the last layer", ge=2)
+
+
+class SmallerViews(Settings):
+    """A part of training whose views have fewer pixels: its steps are quicker, and coarse features come first."""
+
+    share: float = setting(description="of all steps", gt=0, le=1)
+    image_size: int = setting(description="height and width of a view, in pixels", ge=4)
 
 
 FITTED_STEPS = 1000
@@ -46,6 +55,9 @@ class Pretrain(StageSettings):
         "and 64 to 256 by the size of the views",
         ge=2,
     )
+    smaller_views: tuple[SmallerViews, ...] = setting(
+        (), "parts that training begins with, one after another; what is left has views of the policy's size"
+    )
     one_per_group: bool = setting(
         False, "where images have groups: one image of each an epoch, so that they are not negatives of one another"
     )
@@ -65,6 +77,13 @@ class Pretrain(StageSettings):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting(
         (), "experiment trackers, by Accelerate", hashed=False
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Pretrain":
+        shares = sum(part.share for part in self.smaller_views)
+        if shares > 1 + 1e-9:
+            raise ValueError(f"smaller_views: the shares add up to {shares:.4g}, more than 1")
+        return self
 
     def batch_size_for(self, images: int, image_size: int) -> int:
         """The batch size, or the one that fits so many training images and views of so many pixels."""

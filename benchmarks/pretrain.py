@@ -1,0 +1,160 @@
+"""Views per second of SimCLR's training step: the real stage, the bare encoder, lightly.
+
+    python -m benchmarks.pretrain [--quick] [--data data/cifar10]
+
+- ours: the stage `pretrain` as `simclr run` runs it, from shards on disk, with views, loss, online probe and metrics;
+  read from the rates that the run keeps (`simclr show --json`), start-up, first window and last window aside.
+- bare: the encoder alone on views at rest in memory: forward, mean of squares, backward, fused SGD. It is what the
+  hardware allows; neither projector nor loss is in it.
+- lightly: its transform, head and loss on the same encoder and batch, at the fastest of workers 0, 1, 2 and both memory
+  formats.
+
+A thin ResNet-10 at 32 pixels, and a ResNet-18 at 96 pixels. DIR holds train/<class>/*.jpg of 32 pixels; the images of
+96 pixels are made.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+from benchmarks import lightly_simclr
+from benchmarks.harness import Comparison, Row, arguments, report
+from benchmarks.made_images import write_jpegs
+from stages.models import build_encoder
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+LIGHTLY_WARM_UP = 8
+"""Steps until lightly's workers have no batches left that they made before they were timed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    backbone: str
+    width: int
+    image_size: int
+    batch_size: int
+    images: Path
+    windows: int
+    window_steps: int
+
+    @property
+    def steps(self) -> int:
+        """Of each contender in one run, counted ones."""
+        return self.windows * self.window_steps
+
+
+def ours(case: Case, store: Path, seed: int, device: str) -> float:
+    """Views per second of the stage."""
+    recipe = {
+        "name": case.name,
+        "seed": 0,
+        "steps": {
+            "shards": {
+                "stage": "shard", "source": f"folder:{case.images.resolve()}", "splits": "drawn", "test_fraction": 0.0,
+                "val_fraction": 0.0, "near_duplicates": False,
+            },
+            "views": {"stage": "augment", "shards": "shards", "preset": "natural", "image_size": case.image_size},
+            "simclr": {
+                "stage": "pretrain", "shards": "shards", "views": "views",
+                "architecture": {"backbone": case.backbone, "width": case.width},
+                "optimiser": {"name": "sgd", "learning_rate": 0.1},
+                "batch_size": case.batch_size, "max_steps": (case.windows + 2) * case.window_steps,
+                "record_every_steps": case.window_steps, "health_every_epochs": 1000, "device": device,
+            },
+        },
+    }  # fmt: skip
+    path = store.parent / f"{case.name}.json"  # JSON is YAML
+    path.write_text(json.dumps(recipe))
+    simclr = [sys.executable, "-m", "pipeline.cli"]
+    run = [*simclr, "run", str(path), "simclr", "--set", f"simclr.batch_size={case.batch_size}", "--store", str(store)]
+    # The seed of pretraining alone is another: shards and views stay as they are.
+    subprocess.run([*run, "--seed", str(seed)], check=True, capture_output=True)
+    shown = subprocess.run(
+        [*simclr, "show", f"{case.name}/simclr@latest", "--store", str(store), "--json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = json.loads(shown.stdout)["timing"][:-1]  # the last one has the final measurements in it
+    first, last = lines[0], lines[-1]
+    return 2 * case.batch_size * (last["step"] - first["step"]) / (last["at"] - first["at"])
+
+
+def bare(case: Case, network: nn.Module, views: torch.Tensor, optimiser: torch.optim.Optimizer, steps: int) -> float:
+    """Views per second of the encoder alone."""
+    before = time.perf_counter()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        network(views).square().mean().backward()
+        optimiser.step()
+    if views.is_cuda:
+        torch.cuda.synchronize()
+    return len(views) * steps / (time.perf_counter() - before)
+
+
+def lightly(case: Case, way: lightly_simclr.Way, steps: int) -> float:
+    """Views per second of lightly's SimCLR."""
+    recipe = lightly_simclr.Recipe(case.image_size, case.batch_size, 0.1, 0.5, MEAN, STD)
+    encoder = build_encoder(case.backbone, case.width, 64, False, case.image_size)
+    batches = lightly_simclr.loader(case.images, recipe, way.workers)
+    clock = [
+        *lightly_simclr.train(
+            encoder, encoder.embedding_size, batches, recipe, way, LIGHTLY_WARM_UP + steps, lambda _: 0.1
+        )
+    ][LIGHTLY_WARM_UP:]
+    return 2 * case.batch_size * steps / (clock[-1] - clock[0])
+
+
+def measure(case: Case, store: Path, runs: int, device: str) -> Row:
+    """Medians of alternating runs."""
+    encoder = build_encoder(case.backbone, case.width, 64, False, case.image_size)
+    encoder.to(device).to(memory_format=torch.channels_last)
+    views = torch.randn(2 * case.batch_size, 3, case.image_size, case.image_size, device=device)
+    views = views.contiguous(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(encoder.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=True)
+    rates: dict[str, list[float]] = {"ours": [], "bare encoder": [], "lightly": []}
+    ours(replace(case, windows=1, window_steps=1), store, 0, device)  # shards and views are made
+    bare(case, encoder, views, optimiser, 2)
+    tried = {way: lightly(case, way, max(4, case.steps // 4)) for way in lightly_simclr.WAYS} if device == "cpu" else {}
+    way = max(tried, key=lambda one: tried[one], default=lightly_simclr.WAYS[-1])
+    for seed in range(1, runs + 1):
+        rates["ours"].append(ours(case, store, seed, device))
+        rates["bare encoder"].append(bare(case, encoder, views, optimiser, case.steps))
+        if device == "cpu":
+            rates["lightly"].append(lightly(case, way, case.steps))
+    values = {name: median(taken) for name, taken in rates.items() if taken}
+    return Row(case.name, values, {"lightly": str(way)} if tried else {})
+
+
+def main() -> None:
+    given = arguments(__doc__)
+    runs, windows = (1, 2) if given.quick else (5, 4)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        small = given.data / "train" if given.data else write_jpegs(folder / "small", 2048, 32, 32)
+        large = write_jpegs(folder / "large", 256, 128, 128)
+        cases = [
+            Case("resnet10-width-16-32px", "resnet10", 16, 32, 256, small, windows, 8),
+            Case("resnet18-96px", "resnet18", 64, 96, 32 if given.quick else 64, large, windows, 2),
+        ]
+        rows = [measure(case, folder / "store", runs, given.device) for case in cases]
+    limits = [row.values["ours"] / row.values["bare encoder"] for row in rows]
+    comparison = Comparison(
+        "pretrain", "views/s", rows[0].case, rows, limit=rows[0].values["bare encoder"], runs=runs,
+        ratio={"limit": min(limits), "limit_32": limits[0], "limit_96": limits[1]},
+    )  # fmt: skip
+    for row, key in zip(rows, ("lightly", "lightly_96"), strict=True):
+        if "lightly" in row.values:
+            comparison.ratio[key] = row.values["ours"] / row.values["lightly"]
+    report(comparison)
+
+
+if __name__ == "__main__":
+    main()
