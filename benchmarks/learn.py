@@ -1,0 +1,246 @@
+"""Time to accuracy on CIFAR-10: two recipes of ours and lightly's SimCLR, a thin ResNet-10, probed alike.
+
+    python -m benchmarks.learn [--quick] [--data data/cifar10] [--keep FOLDER] [--seeds 0,1,2] ...
+
+- published: configs/cifar10-cpu.yaml, SimCLR as it was published, 4 epochs at 32 pixels.
+- lightly: the same recipe made of lightly's transform, head and loss, at the fastest of its settings
+  (benchmarks/lightly_simclr.py). `system` = lightly's seconds / ours of this recipe.
+- fast: configs/cifar10-fast.yaml. `recipe` = lightly's seconds / ours of the fast recipe. It counts as reached where
+  the mean accuracy over the seeds is lightly's or more and the worst seed is within a point of it; both are printed.
+
+Seconds are those of training, from a ready network to the last step; ours are of the whole stage, with its metrics,
+health, checkpoints and files. What packing the images into shards takes, once for all runs, is printed beside. Accuracy
+is on test, of a logistic regression on standardised features of the whole images, its penalty chosen on a tenth of
+train, and of 20 neighbours. Each finished run is kept as JSON in FOLDER, so that a long comparison can go on later.
+--longer N trains ours N times as long, both recipes.
+
+DIR holds train/ and test/ with a folder of images for each class; without it torchvision's CIFAR10 is downloaded to
+data/torchvision and written as PNG files. --quick takes 2,000 images and one seed: it shows that all runs, no more.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import yaml
+from torchvision.datasets import CIFAR10
+
+from benchmarks import lightly_simclr
+from benchmarks.harness import TOP, Comparison, Row, report
+from stages.evaluation import fit_logistic_path
+from stages.evaluation.neighbours import classify, nearest
+from stages.evaluation.subsets import held_out
+from stages.images import Shards, open_shards
+from stages.models import Encoder, build_encoder, learning_rate_at, load_encoder
+from stages.views import evaluation_view
+
+RECIPES = {"published": TOP / "configs/cifar10-cpu.yaml", "fast": TOP / "configs/cifar10-fast.yaml"}
+SIDES = ("lightly", "published", "fast")
+EPOCHS, BATCH_SIZE, RATE, TEMPERATURE, WARM_UP_EPOCHS = 4, 256, 0.12, 0.2, 0.4
+"""Of configs/cifar10-cpu.yaml; both sides were tuned as one, see docs/speed.md."""
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PENALTIES = [10.0**exponent for exponent in range(-6, 1)]
+NEIGHBOURS = 20
+
+
+def simclr(*words: object) -> str:
+    """Run a command of ours; what it prints."""
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=TOP).stdout
+
+
+def train_ours(recipe: Path, images: Path, store: Path, seed: int, changes: Sequence[str]) -> tuple[Encoder, float]:
+    """The stage `pretrain` of a recipe: the encoder, and the seconds that the stage took."""
+    settings = [f"shards.source=folder:{images.resolve()}", "shards.near_duplicates=false", *changes]
+    overrides = [word for one in settings for word in ("--set", one)]
+    simclr("run", recipe, "simclr", "--seed", seed, "--store", store, *overrides)
+    shown = json.loads(simclr("show", f"{recipe.stem}/simclr@latest", "--store", store, "--json"))
+    encoder, _ = load_encoder(Path(shown["files"]))
+    return encoder, shown["seconds"]
+
+
+def train_lightly(images: Path, seed: int, way: lightly_simclr.Way, epochs: int) -> tuple[Encoder, float]:
+    """lightly's SimCLR: the encoder, and the seconds from a ready network to the last step."""
+    torch.manual_seed(seed)
+    encoder = build_encoder("resnet10", 16, 64, False, 32)
+    recipe = lightly_simclr.Recipe(32, BATCH_SIZE, RATE, TEMPERATURE, MEAN, STD)
+    batches = lightly_simclr.loader(images / "train", recipe, way.workers)
+    steps = epochs * len(batches)
+    warm_up = min(round(WARM_UP_EPOCHS * len(batches)), steps // 10)
+    clock = [
+        *lightly_simclr.train(
+            encoder, encoder.embedding_size, batches, recipe, way, steps,
+            lambda step: learning_rate_at(step, steps, RATE, warm_up),
+        )
+    ]  # fmt: skip
+    return encoder, clock[-1] - clock[0]
+
+
+def fastest_way(images: Path) -> lightly_simclr.Way:
+    """lightly's best setting on this machine, by views per second over some steps."""
+    recipe = lightly_simclr.Recipe(32, BATCH_SIZE, RATE, TEMPERATURE, MEAN, STD)
+    seconds = {}
+    for way in lightly_simclr.WAYS:
+        encoder = build_encoder("resnet10", 16, 64, False, 32)
+        batches = lightly_simclr.loader(images / "train", recipe, way.workers)
+        steps = min(20, len(batches))
+        clock = [*lightly_simclr.train(encoder, encoder.embedding_size, batches, recipe, way, steps, lambda _: RATE)]
+        seconds[way] = clock[-1] - clock[len(clock) // 3]
+    return min(seconds, key=lambda way: seconds[way])
+
+
+@torch.no_grad()
+def features(encoder: Encoder, shards: Shards) -> torch.Tensor:
+    """[n, D], of whole images in evaluation mode."""
+    encoder.eval().to(memory_format=torch.channels_last)
+    parts = []
+    for first in range(0, len(shards), 500):
+        batch = shards.batch(range(first, min(first + 500, len(shards))))
+        images = evaluation_view(batch.images, batch.sizes, 32, MEAN, STD)
+        parts.append(encoder(images.contiguous(memory_format=torch.channels_last)))
+    return torch.cat(parts)
+
+
+def score(encoder: Encoder, shards: Path) -> dict[str, float]:
+    """Test accuracy in percent: linear, and by neighbours."""
+    train, test = open_shards(shards, "train"), open_shards(shards, "test")
+    rows, queries = features(encoder, train), features(encoder, test)
+    held = torch.from_numpy(held_out(train.labels.numpy(), train.sample_ids.numpy(), 0.1, 0, None))
+    path = fit_logistic_path(rows[~held], train.labels[~held], PENALTIES, standardise=True)
+    right = (path.predict(rows[held]) == train.labels[held]).sum(1)
+    model = fit_logistic_path(rows, train.labels, [PENALTIES[int(right.argmax())]], standardise=True)
+    votes = classify(nearest(queries, rows, NEIGHBOURS), train.labels, NEIGHBOURS, len(train.classes))
+    return {
+        "linear": 100 * float((model.predict(queries)[0] == test.labels).float().mean()),
+        "neighbours": 100 * float((votes == test.labels).float().mean()),
+    }
+
+
+def once(kept: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The outcome of a run, which is done only if it is not kept yet."""
+    if not kept.is_file():
+        outcome = work()
+        kept.write_text(json.dumps(outcome) + "\n")
+        print(f"{kept.stem}: {outcome}", file=sys.stderr, flush=True)
+    return json.loads(kept.read_text())
+
+
+def write_cifar(folder: Path, most_per_class: int | None = None) -> Path:
+    """torchvision's CIFAR10 as PNG files in folder/{train,test}/<class>/."""
+    for split in ("train", "test"):
+        source = CIFAR10("data/torchvision", train=split == "train", download=True)
+        written = dict.fromkeys(source.classes, 0)
+        for number, (image, label) in enumerate(source):
+            name = source.classes[label]
+            path = folder / split / name / f"{number:05d}.png"
+            if most_per_class is None or written[name] < most_per_class:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+                written[name] += 1
+    return folder
+
+
+def cut(images: Path, folder: Path, most_per_class: int) -> Path:
+    """The first images of each class, as links."""
+    for split in ("train", "test"):
+        for place in sorted((images / split).iterdir()):
+            (folder / split / place.name).mkdir(parents=True)
+            for file in sorted(place.iterdir())[:most_per_class]:
+                (folder / split / place.name / file.name).hardlink_to(file.resolve())
+    return folder
+
+
+def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[str], longer: int) -> Comparison:
+    """Run what is not kept yet, side after side for each seed, and sum up."""
+    store = folder / "store"
+    before = time.perf_counter()
+    shards_only = ["--set", f"shards.source=folder:{images.resolve()}", "--set", "shards.near_duplicates=false"]
+    simclr("run", RECIPES["published"], "shards", "--store", store, *shards_only)
+    packing = time.perf_counter() - before
+    shards = Path(json.loads(simclr("show", "cifar10-cpu/shards@latest", "--store", store, "--json"))["files"])
+    way = fastest_way(images) if "lightly" in sides and longer == 1 else None
+    outcomes: dict[str, list[dict[str, Any]]] = {}
+    for seed in seeds:
+        for side in sides:
+            name = side if longer == 1 else f"{side}-x{longer}"
+            if side == "lightly" and way is None:
+                continue
+
+            def work(side: str = side, seed: int = seed) -> dict[str, Any]:
+                if side == "lightly":
+                    assert way is not None
+                    encoder, seconds = train_lightly(images, seed, way, EPOCHS)
+                else:
+                    encoder, seconds = train_ours(RECIPES[side], images, store, seed, longer_changes(side, longer))
+                return {"seconds": seconds} | score(encoder, shards)
+
+            outcomes.setdefault(name, []).append(once(folder / f"{name}-{seed}.json", work))
+    return summarise(outcomes, packing, str(way) if way else None)
+
+
+def longer_changes(side: str, longer: int) -> list[str]:
+    """Settings that train a recipe of ours that many times as long."""
+    settings = yaml.safe_load(RECIPES[side].read_text())["steps"]["simclr"]
+    lengths = [name for name in ("epochs", "max_steps") if settings.get(name) is not None]
+    return [f"simclr.{name}={settings[name] * longer}" for name in lengths if longer > 1]
+
+
+def summarise(outcomes: dict[str, list[dict[str, Any]]], packing: float, way: str | None) -> Comparison:
+    """Means over seeds."""
+    comparison = Comparison("learn", "s", "seconds of training", runs=min(map(len, outcomes.values())))
+    ours = "fast" if "fast" in outcomes else next(iter(outcomes))
+    names = {name: "ours" if name == ours else name for name in outcomes}
+    for case, key, unit in (
+        ("seconds of training", "seconds", "s"),
+        ("linear probe, mean", "linear", "%"),
+        ("20 neighbours, mean", "neighbours", "%"),
+    ):
+        values = {names[name]: mean(one[key] for one in runs) for name, runs in outcomes.items()}
+        settings = {"lightly": way} if way and key == "seconds" else {}
+        comparison.rows.append(Row(case, values, settings, unit))
+    for name, runs in outcomes.items():
+        linear = [one["linear"] for one in runs]
+        spread = f" +- {stdev(linear):.2f}" if len(linear) > 1 else ""
+        comparison.notes.append(
+            f"{name}: linear {mean(linear):.2f}{spread}, worst {min(linear):.2f}, {len(runs)} seeds"
+        )
+    comparison.notes.append(f"packing into shards, once for all: {packing:.0f} s")
+    seconds = {name: mean(one["seconds"] for one in runs) for name, runs in outcomes.items()}
+    if {"lightly", "published"} <= seconds.keys():
+        comparison.ratio["system"] = seconds["lightly"] / seconds["published"]
+    if {"lightly", "fast"} <= seconds.keys():
+        comparison.ratio["recipe"] = seconds["lightly"] / seconds["fast"]
+    return comparison
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2,000 images, one seed, one epoch: shows that it runs")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="CIFAR-10 as files in train/ and test/")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where outcomes and the store are kept")
+    parser.add_argument("--seeds", default="0,1,2", help="of all sides")
+    parser.add_argument("--sides", default=",".join(SIDES), help=f"some of {', '.join(SIDES)}")
+    parser.add_argument("--longer", type=int, default=1, metavar="N", help="train ours N times as long")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if given.quick:
+            whole = given.data or write_cifar(Path(temporary) / "cifar10", 200)
+            images, seeds = cut(whole, Path(temporary) / "cut", 200), [0]
+        else:
+            images = given.data or write_cifar(Path(temporary) / "cifar10")
+            seeds = [int(seed) for seed in given.seeds.split(",")]
+        report(compare(images, folder, seeds, given.sides.split(","), given.longer))
+
+
+if __name__ == "__main__":
+    main()
