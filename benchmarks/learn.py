@@ -35,6 +35,7 @@ from torchvision.datasets import CIFAR10
 
 from benchmarks import lightly_simclr
 from benchmarks.harness import TOP, Comparison, Row, report
+from benchmarks.image_files import cut
 from stages.evaluation import fit_logistic_path
 from stages.evaluation.neighbours import classify, nearest
 from stages.evaluation.subsets import held_out
@@ -145,16 +146,6 @@ def write_cifar(folder: Path, most_per_class: int | None = None) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image.save(path)
                 written[name] += 1
-    return folder
-
-
-def cut(images: Path, folder: Path, most_per_class: int) -> Path:
-    """The first images of each class, as links."""
-    for split in ("train", "test"):
-        for place in sorted((images / split).iterdir()):
-            (folder / split / place.name).mkdir(parents=True)
-            for file in sorted(place.iterdir())[:most_per_class]:
-                (folder / split / place.name / file.name).hardlink_to(file.resolve())
     return folder
 
 

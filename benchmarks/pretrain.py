@@ -27,7 +27,7 @@ from torch import nn
 
 from benchmarks import lightly_simclr
 from benchmarks.harness import Comparison, Row, arguments, report
-from benchmarks.made_images import write_jpegs
+from benchmarks.image_files import write_jpegs
 from stages.models import build_encoder
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
