@@ -9,8 +9,8 @@
 - lightly: its transform, head and loss on the same encoder and batch, at the fastest of workers 0, 1, 2 and both memory
   formats.
 
-A thin ResNet-10 at 32 pixels, and a ResNet-18 at 96 pixels. DIR holds train/<class>/*.jpg of 32 pixels; the images of
-96 pixels are made.
+A thin ResNet-10 at 32 pixels, and a ResNet-18 at 96 pixels; the first also as two processes. DIR holds
+train/<class>/*.jpg of 32 pixels; the images of 96 pixels are made.
 """
 
 import json
@@ -52,8 +52,8 @@ class Case:
         return self.windows * self.window_steps
 
 
-def ours(case: Case, store: Path, seed: int, device: str) -> float:
-    """Views per second of the stage."""
+def ours(case: Case, store: Path, seed: int, device: str, processes: int = 1) -> float:
+    """Views per second of the stage, of all processes together."""
     recipe = {
         "name": case.name,
         "seed": 0,
@@ -75,9 +75,8 @@ def ours(case: Case, store: Path, seed: int, device: str) -> float:
     path = store.parent / f"{case.name}.json"  # JSON is YAML
     path.write_text(json.dumps(recipe))
     simclr = [sys.executable, "-m", "pipeline.cli"]
-    run = [*simclr, "run", str(path), "simclr", "--set", f"simclr.batch_size={case.batch_size}", "--store", str(store)]
-    # The seed of pretraining alone is another: shards and views stay as they are.
-    subprocess.run([*run, "--seed", str(seed)], check=True, capture_output=True)
+    run = [*simclr, "run", str(path), "simclr", "--seed", str(seed), "--processes", str(processes)]
+    subprocess.run([*run, "--store", str(store)], check=True, capture_output=True)
     shown = subprocess.run(
         [*simclr, "show", f"{case.name}/simclr@latest", "--store", str(store), "--json"],
         check=True, capture_output=True, text=True,
@@ -133,6 +132,15 @@ def measure(case: Case, store: Path, runs: int, device: str) -> Row:
     return Row(case.name, values, {"lightly": str(way)} if tried else {})
 
 
+def growth_with_processes(case: Case, store: Path, runs: int, device: str) -> Row:
+    """One process against two that share the cores (or have a GPU each), alternating."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for seed in range(100, 100 + runs):
+        for processes, taken in rates.items():
+            taken.append(ours(case, store, seed + 100 * processes, device, processes))
+    return Row(f"{case.name}, processes", {"ours": median(rates[1]), "ours, 2 processes": median(rates[2])})
+
+
 def main() -> None:
     given = arguments(__doc__)
     runs, windows = (1, 2) if given.quick else (5, 4)
@@ -145,6 +153,7 @@ def main() -> None:
             Case("resnet18-96px", "resnet18", 64, 96, 32 if given.quick else 64, large, windows, 2),
         ]
         rows = [measure(case, folder / "store", runs, given.device) for case in cases]
+        processes = [] if given.quick else [growth_with_processes(cases[0], folder / "store", runs, given.device)]
     limits = [row.values["ours"] / row.values["bare encoder"] for row in rows]
     comparison = Comparison(
         "pretrain", "views/s", rows[0].case, rows, limit=rows[0].values["bare encoder"], runs=runs,
@@ -153,6 +162,7 @@ def main() -> None:
     for row, key in zip(rows, ("lightly", "lightly_96"), strict=True):
         if "lightly" in row.values:
             comparison.ratio[key] = row.values["ours"] / row.values["lightly"]
+    comparison.rows += processes
     report(comparison)
 
 
