@@ -99,7 +99,7 @@ def train(
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lars", "muon"])
 def test_every_optimiser_resumes_to_the_same_bytes(
     tmp_path: Path, optimiser: str, memory_format: torch.memory_format
 ) -> None:

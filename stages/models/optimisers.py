@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stages.models.muon import Muon
+
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
@@ -66,7 +68,7 @@ class Lars(torch.optim.Optimizer):
 
 
 def build_optimiser(
-    name: Literal["lars", "sgd", "adamw"],
+    name: Literal["lars", "sgd", "adamw", "muon"],
     modules: Iterable[nn.Module],
     learning_rate: float,
     momentum: float,
@@ -77,23 +79,27 @@ def build_optimiser(
     """Optimise the trainable parameters of `modules` in two groups.
 
     The first group holds the weights. The second holds biases and the parameters of norms (everything of one
-    dimension or none), which are neither decayed nor, by LARS, scaled (Chen et al. 2020, B.1). A head has two groups
+    dimension or none), which are neither decayed nor, by LARS, scaled (Chen et al. 2020, B.1) nor, by Muon, made
+    orthogonal. A head has two groups
     of its own after them. Before each step call `set_learning_rate`.
 
     Args:
-        momentum: of LARS and SGD; AdamW keeps its betas of 0.9 and 0.999.
-        weight_decay: on the gradient for LARS and SGD, on the weights for AdamW.
+        momentum: of LARS, SGD and Muon; AdamW keeps its betas of 0.9 and 0.999.
+        weight_decay: on the gradient for LARS and SGD, on the weights for AdamW and Muon.
         head: further parameters, whose rate is `head_multiple` times that of the others.
     """
     groups: list[dict[str, Any]] = []
     for parts, multiple in ((modules, 1.0), ([] if head is None else [head], head_multiple)):
         weights, plain = split_parameters(parts)
-        for parameters, decay, adapted in ((weights, weight_decay, True), (plain, 0.0, False)):
+        for parameters, decay, is_weights in ((weights, weight_decay, True), (plain, 0.0, False)):
             if parameters:
                 group = {"params": parameters, "weight_decay": decay, "multiple": multiple}
-                groups.append(group | ({"adapted": adapted} if name == "lars" else {}))
+                own = {"lars": {"adapted": is_weights}, "muon": {"orthogonal": is_weights}}
+                groups.append(group | own.get(name, {}))
     if name == "lars":
         return Lars(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+    if name == "muon":
+        return Muon(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)

@@ -9,12 +9,12 @@ from stages.settings.architecture import Architecture
 class Optimiser(Settings):
     """Optimiser and learning-rate schedule (warm-up, then cosine to zero, per step)."""
 
-    name: Literal["lars", "sgd", "adamw"] = setting("lars", "LARS: You et al. 2017")
+    name: Literal["lars", "sgd", "adamw", "muon"] = setting("lars", "LARS: You et al. 2017; Muon: Jordan et al. 2024")
     learning_rate: float = setting(1.0, "before scaling by the batch size", gt=0)
     scaling: Literal["linear", "square_root", "none"] = setting(
         "linear", "linear: rate x batch / 256; square_root: rate x sqrt(batch); none: the rate as it is"
     )
-    momentum: float = setting(0.9, "of SGD and LARS", ge=0, lt=1)
+    momentum: float = setting(0.9, "of SGD, LARS and Muon", ge=0, lt=1)
     weight_decay: float = setting(1e-4, "not applied to biases and norms", ge=0)
     warmup_epochs: float = setting(10.0, "linear warm-up; at most a tenth of the steps where a run is short", ge=0)
 
