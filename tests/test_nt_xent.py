@@ -86,7 +86,7 @@ def test_gradient_is_that_of_finite_differences(temperature: float) -> None:
 def test_several_whole_tiles_are_the_matrix(temperature: float) -> None:
     """At the size of tile that is used, against cross-entropy on the whole matrix in float64."""
     pairs = 900
-    views = [view.float().requires_grad_() for view in make_views("random", pairs, 16)]
+    views = [view.float().requires_grad_() for view in make_views("random", pairs, 64)]
     loss = nt_xent(views[0], views[1], temperature)
     loss.backward()
     wanted_views = [view.detach().double().requires_grad_() for view in views]

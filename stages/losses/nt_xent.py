@@ -1,10 +1,12 @@
 """NT-Xent, the contrastive loss of SimCLR, and the accuracy of the task that it sets (Chen et al. 2020)."""
 
+import math
+
 import torch
 from torch import Tensor, distributed
 
 from stages.losses.gather import mean_over_processes, world
-from stages.losses.similarity_tiles import log_sum_exp_of_others, share_of_tiles, similarities, unit_views
+from stages.losses.similarity_tiles import bits_at, log2_sum_of_others, share_of_tiles, similarities, views_in_bits
 
 
 def nt_xent(view_a: Tensor, view_b: Tensor, temperature: float) -> Tensor:
@@ -25,12 +27,13 @@ def nt_xent(view_a: Tensor, view_b: Tensor, temperature: float) -> Tensor:
     Raises:
         ValueError: views that are not two of one shape, or a temperature that is not above 0.
     """
+    bits = bits_at(temperature)
     with torch.autocast(view_a.device.type, enabled=False):
-        views = unit_views(view_a, view_b)  # [2, N, D], N of all processes from here
-        to_all = log_sum_exp_of_others(views.flatten(0, 1), temperature)  # [2N]
+        views = views_in_bits(view_a, view_b, bits)  # [2, N, D], N of all processes from here
+        to_all = log2_sum_of_others(views.flatten(0, 1), bits)  # [2N]
         first, second = views
-        to_positive = (first * second).sum(dim=1) / temperature  # [N], the same for both rows
-        return mean_over_processes(to_all.mean() - to_positive.mean())
+        to_positive = (first * second).sum(dim=1)  # [N], the same for both rows
+        return mean_over_processes((to_all.mean() - to_positive.mean()) * math.log(2))
 
 
 @torch.no_grad()
@@ -47,10 +50,10 @@ def contrastive_accuracy(view_a: Tensor, view_b: Tensor) -> Tensor:
         A scalar without gradient, on the device of the views.
     """
     with torch.autocast(view_a.device.type, enabled=False):
-        rows = unit_views(view_a, view_b).flatten(0, 1)
+        rows = views_in_bits(view_a, view_b, bits=1.0).flatten(0, 1)
         pairs = len(rows) // 2
         to_positive, to_nearest = rows.new_full((2, 2 * pairs), -torch.inf)
-        for tile, values in similarities(rows, share_of_tiles(len(rows), rows.device), scale=1.0):
+        for tile, values in similarities(rows, share_of_tiles(len(rows), rows.device)):
             # Pairs of views lie on the diagonals `pairs` away from the matrix's own, which is left out in any case.
             for apart in (pairs, -pairs):
                 first = max(tile.rows.start, tile.columns.start - apart)

@@ -1,8 +1,11 @@
 """Sums over all pairs of rows of a global batch, tile by tile: what contrastive losses are made of.
 
-The matrix of similarities [M, M] of M unit rows never exists. It is symmetric, so that a tile above the diagonal serves
-its rows and its columns, and the one below is not computed. The backward pass computes the tiles again: the weight of
-a pair in the gradient, exp(s_ij) (g_i / total_i + g_j / total_j), is symmetric as well. Memory is linear in M.
+The matrix of similarities [M, M] of M rows never exists. It is symmetric, so that a tile above the diagonal serves its
+rows and its columns, and the one below is not computed. The backward pass computes the tiles again: the weight of a
+pair in the gradient, exp(s_ij) (g_i / total_i + g_j / total_j), is symmetric as well. Memory is linear in M.
+
+Exponentials and logarithms are to base 2, which is faster (torch's exp is MKL's on CPUs, and takes four times as long
+as its exp2): rows have such a length that their products are similarities in bits, see `bits_at`.
 
 Across processes every one has all rows, and the tiles are shared out evenly; what the processes found is summed in the
 forward pass (totals), and in the backward pass where rows were gathered (`gather_rows`).
@@ -20,12 +23,11 @@ from torch.autograd.function import once_differentiable
 
 from stages.losses.gather import gather_rows, world
 
-LARGEST_EXPONENT_RANGE = 80
-"""Similarities lie within 2 / temperature. Below this, exponentials of float32 and sums of millions of them neither
-overflow nor vanish, and no shift is needed: e^-40 to e^40 are 4e-18 to 2e17."""
+DIRECT_BITS = 40 / math.log(2)
+"""While all similarities lie within e^-40 to e^40 (2 / temperature below 80) their exponentials, 4e-18 to 2e17, and
+sums of millions of them neither vanish in float32 nor overflow, and no shift is needed."""
 
-BASE_2 = 1 / math.log(2)
-"""Exponentials are taken to base 2: on CPUs torch's exp2 takes a quarter of the time of its exp (MKL's)."""
+LEAST_LENGTH = 1e-12  # a shorter row is divided by this
 
 
 class Tiling(NamedTuple):
@@ -41,9 +43,10 @@ class Tiling(NamedTuple):
     kept: int
 
 
-CPU = Tiling(rows=512, columns=1024, kept=2**20)
-"""Tiles of 2 MiB in float32, which cores have in their caches; of a half and of twice that the speed is the same."""
+CPU = Tiling(rows=1024, columns=1024, kept=2**20)
+"""Measured: tiles of 4 MiB in float32, of which a cache shared by two cores holds several."""
 GPU = Tiling(rows=4096, columns=4096, kept=2**24)
+"""Not measured."""
 
 
 class Tile(NamedTuple):
@@ -66,14 +69,25 @@ class Tile(NamedTuple):
         return [(self.rows, 1)] if self.is_diagonal else [(self.rows, 1), (self.columns, 0)]
 
 
-def unit_views(view_a: Tensor, view_b: Tensor) -> Tensor:
-    """Both views of all processes, rows of length 1, in float32 (float64 if given), the same on every process.
+def bits_at(temperature: float) -> float:
+    """1 / (temperature ln 2): 2 to the power of that, times a cosine, is exp(cosine / temperature).
+
+    Raises:
+        ValueError: a temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}: must be above 0")
+    return 1 / (temperature * math.log(2))
+
+
+def views_in_bits(view_a: Tensor, view_b: Tensor, bits: float) -> Tensor:
+    """Both views of all processes, the same on every one: rows whose products are `bits` times their cosines.
 
     Args:
         view_a, view_b: [N, D] of this process, N the same on all.
 
     Returns:
-        [2, processes x N, D]
+        [2, processes x N, D], float32 (float64 if given).
 
     Raises:
         ValueError: other shapes, or no rows.
@@ -81,30 +95,27 @@ def unit_views(view_a: Tensor, view_b: Tensor) -> Tensor:
     if view_a.ndim != 2 or view_a.shape != view_b.shape or len(view_a) == 0:
         raise ValueError(f"two views are [N, D] each with N above 0, not {[*view_a.shape]} and {[*view_b.shape]}")
     views = torch.stack([view_a, view_b])
-    views = F.normalize(views.to(torch.promote_types(views.dtype, torch.float32)), dim=2)
-    return gather_rows(views).unflatten(0, (-1, 2)).transpose(0, 1).flatten(1, 2)
+    views = views.to(torch.promote_types(views.dtype, torch.float32))
+    lengths = torch.linalg.vector_norm(views, dim=2, keepdim=True).clamp_min(LEAST_LENGTH)
+    rows = gather_rows(views * (math.sqrt(bits) / lengths))  # [processes x 2, N, D]
+    return rows.unflatten(0, (-1, 2)).transpose(0, 1).flatten(1, 2)
 
 
-def log_sum_exp_of_others(rows: Tensor, temperature: float) -> Tensor:
-    """log of the sum over j != i of exp(rows_i . rows_j / temperature), for every row.
+def log2_sum_of_others(rows: Tensor, bits: float) -> Tensor:
+    """log2 of the sum over j != i of 2 to the power of rows_i . rows_j, for every row.
 
     Within a process group each computes its share of the tiles, and all get the same result. Backward leaves, on each
     process, its share of the gradient of the sum of what all processes made of the result: `gather_rows` sums it up.
 
     Args:
-        rows: [M, D] of length 1, float32 or float64, the same on every process; M at least 2, and a multiple of twice
-            the number of processes.
-        temperature: above 0.
+        rows: [M, D], float32 or float64, the same on every process; M at least 2, and a multiple of twice the number
+            of processes.
+        bits: the square of the rows' length.
 
     Returns:
         [M]
-
-    Raises:
-        ValueError: a temperature that is not above 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature}: must be above 0")
-    return _LogSumExpOfOthers.apply(rows, temperature)
+    return _Log2SumOfOthers.apply(rows, bits)
 
 
 def tiling(device: torch.device) -> Tiling:
@@ -134,49 +145,69 @@ def share_of_tiles(size: int, device: torch.device) -> list[Tile]:
     return found
 
 
-def similarities(rows: Tensor, tiles: list[Tile], scale: float, is_kept: bool = False) -> Iterator[tuple[Tile, Tensor]]:
-    """Each tile with its similarities times `scale`, in a buffer that the next one reuses unless they are kept."""
-    buffer = None if is_kept else _buffer(rows, tiles)
+def similarities(rows: Tensor, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+    """Each tile with the products of its rows and columns, to be written over."""
     for tile in tiles:
-        values = rows.new_empty(tile.shape) if buffer is None else _shaped(buffer, tile)
-        yield tile, values.addmm_(rows[tile.rows], rows[tile.columns].T, beta=0, alpha=scale)
+        yield tile, product(rows[tile.rows], rows[tile.columns])
 
 
-class _LogSumExpOfOthers(torch.autograd.Function):
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T of [n, k] and [m, k] -> [n, m]"""
+    if not _is_for_onednn(left):
+        return left @ right.T
+    pixels = left.reshape(1, len(left), 1, -1).permute(0, 3, 1, 2)  # [1, k, n, 1], channels last
+    return F.conv2d(pixels, right[:, :, None, None]).permute(0, 2, 3, 1).reshape(len(left), len(right))
+
+
+def product_by_columns(left: Tensor, right: Tensor) -> Tensor:
+    """right @ left of [k, n] and [m, k] -> [m, n]: the sum runs over the rows of `left`, which is read as it lies."""
+    if not _is_for_onednn(left):
+        return right @ left
+    return F.conv2d(left[None, :, None], right[:, :, None, None]).reshape(len(right), -1)
+
+
+def _is_for_onednn(values: Tensor) -> bool:
+    """On CPUs a product in float32 is a 1x1 convolution, which goes to oneDNN: `mm` goes to MKL, which leaves out
+    AVX-512 on AMD's processors (1.2 ns an element of a tile against 0.6 at k = 128), and is not faster without it."""
+    return values.device.type == "cpu" and values.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+class _Log2SumOfOthers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, temperature: float) -> Tensor:
-        ctx.temperature = temperature
+    def forward(ctx: Any, rows: Tensor, bits: float) -> Tensor:
         ctx.tiles = share_of_tiles(len(rows), rows.device)
-        ctx.is_direct = 2 / temperature < LARGEST_EXPONENT_RANGE
+        ctx.is_direct = bits < DIRECT_BITS
+        elements = sum(math.prod(tile.shape) for tile in ctx.tiles)
+        ctx.is_kept = ctx.is_direct and ctx.needs_input_grad[0] and elements <= tiling(rows.device).kept
+        kept: list[Tensor] = []
         with torch.autocast(rows.device.type, enabled=False):
+            computed = similarities(rows, ctx.tiles)
             if ctx.is_direct:
-                logs, kept = _log_totals(rows, ctx.tiles, BASE_2 / temperature, ctx.needs_input_grad[0])
+                logs = _log_totals(_exponentials(computed), rows, kept if ctx.is_kept else None)
             else:
-                logs, kept = _log_totals_by_maxima(rows, ctx.tiles, BASE_2 / temperature), []
+                logs = _log_totals_by_maxima(computed, rows, least=-2 * bits)
         ctx.save_for_backward(rows, logs, *kept)
-        return logs / BASE_2
+        return logs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, logs, *kept = ctx.saved_tensors
-        found = torch.zeros_like(rows)
         with torch.autocast(rows.device.type, enabled=False):
             gradient = _summed(gradient.clone(memory_format=torch.contiguous_format))
-            buffer = _buffer(rows, ctx.tiles)
-            if kept:
-                weighted = _weights(zip(ctx.tiles, kept, strict=True), gradient, logs, buffer)
+            if ctx.is_kept:
+                weighted = _weights(zip(ctx.tiles, kept, strict=True), gradient, logs)
+            elif ctx.is_direct:
+                weighted = _weights(_exponentials(similarities(rows, ctx.tiles)), gradient, logs)
             else:
-                again = similarities(rows, ctx.tiles, BASE_2 / ctx.temperature)
-                if ctx.is_direct:
-                    weighted = _weights(_exponentials(again), gradient, logs, buffer)
-                else:
-                    weighted = _weights_by_logs(again, gradient, logs, buffer)
+                weighted = _weights_by_logs(similarities(rows, ctx.tiles), gradient, logs)
+            flipped = rows.T.contiguous()
+            found, found_flipped = torch.zeros_like(rows), torch.zeros_like(flipped)
             for tile, weights in weighted:
-                found[tile.rows].addmm_(weights, rows[tile.columns], alpha=1 / ctx.temperature)
+                found[tile.rows] += product(weights, flipped[:, tile.columns])
                 if not tile.is_diagonal:
-                    found[tile.columns].addmm_(weights.T, rows[tile.rows], alpha=1 / ctx.temperature)
-        return found, None
+                    found_flipped[:, tile.columns] += product_by_columns(weights, flipped[:, tile.rows])
+        return found.add_(found_flipped.T), None
 
 
 def _exponentials(computed: Iterator[tuple[Tile, Tensor]]) -> Iterator[tuple[Tile, Tensor]]:
@@ -186,30 +217,30 @@ def _exponentials(computed: Iterator[tuple[Tile, Tensor]]) -> Iterator[tuple[Til
         yield tile, values.fill_diagonal_(0) if tile.is_diagonal else values
 
 
-def _log_totals(rows: Tensor, tiles: list[Tile], scale: float, has_backward: bool) -> tuple[Tensor, list[Tensor]]:
-    """log2 of each row's total [M], and the exponentials of the tiles where they are few enough to be kept."""
-    is_kept = has_backward and sum(math.prod(tile.shape) for tile in tiles) <= tiling(rows.device).kept
+def _log_totals(exponentials: Iterator[tuple[Tile, Tensor]], rows: Tensor, kept: list[Tensor] | None) -> Tensor:
+    """log2 of each row's total [M]; the exponentials of the tiles are put into `kept`."""
     totals = rows.new_zeros(len(rows))
-    kept = []
-    for tile, values in _exponentials(similarities(rows, tiles, scale, is_kept)):
+    for tile, values in exponentials:
         for part, dim in tile.sides:
             totals[part] += values.sum(dim=dim)
-        if is_kept:
+        if kept is not None:
             kept.append(values)
-    return _summed(totals).log2_(), kept
+    return _summed(totals).log2_()
 
 
-def _log_totals_by_maxima(rows: Tensor, tiles: list[Tile], scale: float) -> Tensor:
-    """The same at low temperatures: a row's exponentials are shifted by the largest similarity that it has met."""
-    maxima = rows.new_full((len(rows),), -2 * scale)  # below all: -scale is the least there is
-    totals = rows.new_zeros(len(rows))
-    buffer = _buffer(rows, tiles)
-    for tile, values in similarities(rows, tiles, scale):
+def _log_totals_by_maxima(computed: Iterator[tuple[Tile, Tensor]], rows: Tensor, least: float) -> Tensor:
+    """The same at low temperatures: a row's exponentials are shifted by the largest similarity that it has met.
+
+    Args:
+        least: below all similarities.
+    """
+    totals, maxima = rows.new_zeros(len(rows)), rows.new_full((len(rows),), least)
+    for tile, values in computed:
         if tile.is_diagonal:
             values.fill_diagonal_(-torch.inf)
         for part, dim in tile.sides:
             largest = torch.maximum(maxima[part], values.amax(dim=dim))
-            exponentials = torch.sub(values, largest.unsqueeze(dim), out=_shaped(buffer, tile)).exp2_()
+            exponentials = (values - largest.unsqueeze(dim)).exp2_()
             totals[part] = totals[part] * (maxima[part] - largest).exp2_() + exponentials.sum(dim=dim)
             maxima[part] = largest
     if world()[1] > 1:
@@ -221,24 +252,27 @@ def _log_totals_by_maxima(rows: Tensor, tiles: list[Tile], scale: float) -> Tens
 
 
 def _weights(
-    exponentials: Iterable[tuple[Tile, Tensor]], gradient: Tensor, logs: Tensor, buffer: Tensor
+    exponentials: Iterable[tuple[Tile, Tensor]], gradient: Tensor, logs: Tensor
 ) -> Iterator[tuple[Tile, Tensor]]:
-    """What each pair of a tile counts in the gradient of its row and of its column: exp(s) (g / total + g / total)."""
+    """What each pair of a tile counts in the gradient of its row and of its column: 2^s (g / total + g / total)."""
     by_total = gradient * (-logs).exp2_()
+    buffer = gradient.new_empty(0)
     for tile, values in exponentials:
-        weights = torch.add(by_total[tile.rows, None], by_total[tile.columns], out=_shaped(buffer, tile))
+        if values.numel() > buffer.numel():
+            buffer = torch.empty_like(values).flatten()
+        weights = buffer[: values.numel()].view_as(values)
+        torch.add(by_total[tile.rows, None], by_total[tile.columns], out=weights)
         yield tile, weights.mul_(values)
 
 
 def _weights_by_logs(
-    computed: Iterable[tuple[Tile, Tensor]], gradient: Tensor, logs: Tensor, buffer: Tensor
+    computed: Iterable[tuple[Tile, Tensor]], gradient: Tensor, logs: Tensor
 ) -> Iterator[tuple[Tile, Tensor]]:
     """The same at low temperatures, from similarities: none is far above the log of a total of its row or column."""
     for tile, values in computed:
         if tile.is_diagonal:
             values.fill_diagonal_(-torch.inf)
-        weights = torch.sub(values, logs[tile.rows, None], out=_shaped(buffer, tile)).exp2_()
-        weights.mul_(gradient[tile.rows, None])
+        weights = (values - logs[tile.rows, None]).exp2_().mul_(gradient[tile.rows, None])
         yield tile, weights.addcmul_(values.sub_(logs[tile.columns]).exp2_(), gradient[tile.columns])
 
 
@@ -247,16 +281,6 @@ def _summed(values: Tensor) -> Tensor:
     if world()[1] > 1:
         distributed.all_reduce(values)
     return values
-
-
-def _buffer(rows: Tensor, tiles: list[Tile]) -> Tensor:
-    """Room for any one of the tiles."""
-    return rows.new_empty(max(math.prod(tile.shape) for tile in tiles))
-
-
-def _shaped(buffer: Tensor, tile: Tile) -> Tensor:
-    """The buffer's beginning in the shape of a tile."""
-    return buffer[: math.prod(tile.shape)].view(tile.shape)
 
 
 def _parts(first: int, end: int, most: int) -> list[slice]:

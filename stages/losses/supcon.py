@@ -1,10 +1,12 @@
 """SupCon, the contrastive loss with several positives: all images of the own class (Khosla et al. 2020)."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from stages.losses.gather import gather_rows, mean_over_processes
-from stages.losses.similarity_tiles import log_sum_exp_of_others, unit_views
+from stages.losses.similarity_tiles import bits_at, log2_sum_of_others, views_in_bits
 
 
 def sup_con(view_a: Tensor, view_b: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -27,9 +29,10 @@ def sup_con(view_a: Tensor, view_b: Tensor, labels: Tensor, temperature: float) 
     """
     if labels.shape != view_a.shape[:1]:
         raise ValueError(f"labels are [N], not {[*labels.shape]} for views {[*view_a.shape]}")
+    bits = bits_at(temperature)
     with torch.autocast(view_a.device.type, enabled=False):
-        views = unit_views(view_a, view_b)  # [2, N, D], N of all processes from here
-        to_all = log_sum_exp_of_others(views.flatten(0, 1), temperature)  # [2N]
+        views = views_in_bits(view_a, view_b, bits)  # [2, N, D], N of all processes from here
+        to_all = log2_sum_of_others(views.flatten(0, 1), bits)  # [2N]
         groups = _groups(gather_rows(labels))
         first, second = views
         pairs = first + second
@@ -39,7 +42,7 @@ def sup_con(view_a: Tensor, view_b: Tensor, labels: Tensor, temperature: float) 
         images = torch.zeros_like(groups).index_add(0, groups, torch.ones_like(groups))[groups]
         # The mean over both rows of an image of the mean over their 2 images - 1 positives each.
         to_positives = (first * second + pairs * others / 2).sum(dim=1) / (2 * images - 1)
-        return mean_over_processes(to_all.mean() - (to_positives / temperature).mean())
+        return mean_over_processes((to_all.mean() - to_positives.mean()) * math.log(2))
 
 
 def _groups(labels: Tensor) -> Tensor:
