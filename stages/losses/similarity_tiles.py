@@ -123,7 +123,7 @@ def tiling(device: torch.device) -> Tiling:
 
 
 def share_of_tiles(size: int, device: torch.device) -> list[Tile]:
-    """This process's tiles of the matrix [size, size]; the tiles of all have each pair {i, j} once, {i, i} included.
+    """This process's tiles of the matrix [size, size]; those of all have every pair once (on the diagonal both ways).
 
     Row blocks stand in a ring. Each is paired with itself and the half of the ring that follows it, so that all have
     the same work; of two that are opposite to each other the first has the pair. In a group there is a multiple of two
@@ -167,8 +167,9 @@ def product_by_columns(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _is_for_onednn(values: Tensor) -> bool:
-    """On CPUs a product in float32 is a 1x1 convolution, which goes to oneDNN: `mm` goes to MKL, which leaves out
-    AVX-512 on AMD's processors (1.2 ns an element of a tile against 0.6 at k = 128), and is not faster without it."""
+    """Whether a product is taken as a 1x1 convolution, which goes to oneDNN: on CPUs `mm` goes to MKL, which leaves out
+    AVX-512 on AMD's processors (1.2 ns an element of a tile against 0.6 at k = 128) and is no faster with AVX2 either.
+    """
     return values.device.type == "cpu" and values.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
@@ -254,7 +255,7 @@ def _log_totals_by_maxima(computed: Iterator[tuple[Tile, Tensor]], rows: Tensor,
 def _weights(
     exponentials: Iterable[tuple[Tile, Tensor]], gradient: Tensor, logs: Tensor
 ) -> Iterator[tuple[Tile, Tensor]]:
-    """What each pair of a tile counts in the gradient of its row and of its column: 2^s (g / total + g / total)."""
+    """What a pair counts in the gradients of its row and of its column: 2^s_ij (g_i / total_i + g_j / total_j)."""
     by_total = gradient * (-logs).exp2_()
     buffer = gradient.new_empty(0)
     for tile, values in exponentials:
