@@ -8,10 +8,19 @@ import torch
 from processes import run_in_processes
 from torch import Tensor, nn
 
-from stages.losses import contrastive_accuracy, nt_xent
+from stages.losses import contrastive_accuracy, nt_xent, similarity_tiles
+from stages.losses.similarity_tiles import Tiling
 
 PAIRS = 6
 DIMENSION = 5
+SMALL = Tiling(rows=4, columns=5, kept=0)
+"""So small that a few rows have many tiles, none of which they fill."""
+
+
+@pytest.fixture(params=["one tile", "many tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "many tiles":
+        monkeypatch.setattr(similarity_tiles, "CPU", SMALL)
 
 
 def reference(view_a: Tensor, view_b: Tensor, temperature: float) -> Tensor:
@@ -38,6 +47,7 @@ def make_views(kind: str, pairs: int = PAIRS, dimension: int = DIMENSION) -> tup
     return view_a, -view_a
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("kind", ["random", "identical", "opposite"])
 @pytest.mark.parametrize("temperature", [0.005, 0.05, 0.2, 0.5, 1.0])
 def test_loss_and_gradients_are_those_of_algorithm_1(kind: str, temperature: float) -> None:
@@ -57,6 +67,7 @@ def test_loss_and_gradients_are_those_of_algorithm_1(kind: str, temperature: flo
             assert (view.grad - wanted_view.grad).norm().item() <= tolerance * scale / temperature
 
 
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize(("pairs", "dimension"), [(1, 4), (2, 1), (3, 7), (17, 3), (32, 64)])
 def test_any_size(pairs: int, dimension: int) -> None:
     view_a, view_b = make_views("random", pairs, dimension)
@@ -64,9 +75,42 @@ def test_any_size(pairs: int, dimension: int) -> None:
     assert loss.item() == pytest.approx(reference(view_a, view_b, 0.3).item(), rel=1e-10, abs=1e-10)
 
 
-def test_gradient_is_that_of_finite_differences() -> None:
-    views = [view.requires_grad_() for view in make_views("random", 3, 4)]
-    assert torch.autograd.gradcheck(lambda a, b: 2.5 * nt_xent(a, b, 0.4), views)
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("temperature", [0.02, 0.4])
+def test_gradient_is_that_of_finite_differences(temperature: float) -> None:
+    views = [view.requires_grad_() for view in make_views("random", 4, 3)]
+    assert torch.autograd.gradcheck(lambda a, b: 2.5 * nt_xent(a, b, temperature), views)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_several_whole_tiles_are_the_matrix(temperature: float) -> None:
+    """At the size of tile that is used, against cross-entropy on the whole matrix in float64."""
+    pairs = 900
+    views = [view.float().requires_grad_() for view in make_views("random", pairs, 64)]
+    loss = nt_xent(views[0], views[1], temperature)
+    loss.backward()
+    wanted_views = [view.detach().double().requires_grad_() for view in views]
+    rows = torch.nn.functional.normalize(torch.cat(wanted_views), dim=1)
+    logits = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)
+    wanted = torch.nn.functional.cross_entropy(logits, torch.arange(2 * pairs).roll(pairs))
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    for view, wanted_view in zip(views, wanted_views, strict=True):
+        assert view.grad is not None
+        assert wanted_view.grad is not None
+        assert (view.grad - wanted_view.grad).norm() <= 1e-5 * wanted_view.grad.norm()
+
+
+def test_one_view_without_gradient() -> None:
+    first, second = make_views("random")
+    both = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+    nt_xent(both[0], both[1], 0.2).backward()
+    alone = second.clone().requires_grad_()
+    nt_xent(first, alone, 0.2).backward()
+    assert both[1].grad is not None
+    assert alone.grad is not None
+    assert torch.equal(alone.grad, both[1].grad)
+    assert not nt_xent(first, second, 0.2).requires_grad
 
 
 def test_values_that_are_known() -> None:
@@ -104,8 +148,8 @@ def test_wrong_arguments_are_refused() -> None:
         nt_xent(torch.ones(3, 2), torch.ones(3, 2), 0.0)
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 5, 1024])
-def test_accuracy_is_that_of_a_loop(chunk_rows: int) -> None:
+@pytest.mark.usefixtures("tiles")
+def test_accuracy_is_that_of_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     view_a = torch.randn(20, 4, generator=generator)
     view_b = view_a + 0.5 * torch.randn(20, 4, generator=generator)
@@ -115,7 +159,7 @@ def test_accuracy_is_that_of_a_loop(chunk_rows: int) -> None:
         others = [k for k in range(40) if k != i]
         correct += max(others, key=lambda k: float(rows[i] @ rows[k])) == (i + 20) % 40
     assert 0 < correct < 40
-    assert contrastive_accuracy(view_a, view_b, chunk_rows).item() == pytest.approx(correct / 40)
+    assert contrastive_accuracy(view_a, view_b).item() == pytest.approx(correct / 40)
 
 
 def test_accuracy_without_gradient_and_at_its_ends() -> None:
@@ -127,39 +171,70 @@ def test_accuracy_without_gradient_and_at_its_ends() -> None:
     assert contrastive_accuracy(one, one).item() == 0.0
 
 
-def step(view_a: Tensor, view_b: Tensor, model: nn.Module, scale: float) -> dict[str, Tensor]:
+def step(view_a: Tensor, view_b: Tensor, model: nn.Module, temperature: float, scale: float) -> dict[str, Tensor]:
     """Loss, and gradients by inputs and parameters times `scale`, of views sent through a model."""
     view_a, view_b = view_a.clone().requires_grad_(), view_b.clone().requires_grad_()
     projected_a, projected_b = model(torch.cat([view_a, view_b])).chunk(2)
-    loss = nt_xent(projected_a, projected_b, 0.1)
+    loss = nt_xent(projected_a, projected_b, temperature)
     loss.backward()
     assert view_a.grad is not None
     assert view_b.grad is not None
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name.removeprefix("module."): parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     found = {"a": view_a.grad * scale, "b": view_b.grad * scale, **gradients}
     return {**found, "loss": loss.detach(), "accuracy": contrastive_accuracy(projected_a, projected_b)}
 
 
-def make_model() -> nn.Module:
+def make_model(dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(5)
-    return nn.Sequential(nn.Linear(DIMENSION, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    return nn.Sequential(nn.Linear(DIMENSION, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
 
 
-def step_of_rank(rank: int) -> dict[str, Tensor]:
-    mine = slice(rank * PAIRS // 2, (rank + 1) * PAIRS // 2)
-    view_a, view_b = make_views("random")
-    return step(view_a[mine], view_b[mine], nn.parallel.DistributedDataParallel(make_model()), scale=0.5)
+CASES = [
+    (dtype, temperature, tiles)
+    for dtype in (torch.float64, torch.float32)
+    for temperature in (0.02, 0.1)
+    for tiles in (similarity_tiles.CPU, Tiling(rows=5, columns=7, kept=0))
+]
+PAIRS_OF_ALL = 30
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    first, second = run_in_processes(step_of_rank, tmp_path)
-    wanted = step(*make_views("random"), make_model(), scale=1.0)
-    for name in ("loss", "accuracy"):
-        assert torch.equal(first[name], second[name])
-        assert first[name].item() == pytest.approx(wanted[name].item(), rel=1e-12)
-    for name in ("a", "b"):
-        gradient = torch.cat([first[name], second[name]])
-        assert (gradient - wanted[name]).norm() <= 1e-10 * wanted[name].norm()
-    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
-        for found in (first, second):
-            assert (found[f"module.{name}"] - wanted[name]).norm() <= 1e-10 * wanted[name].norm()
+def step_of_rank(rank: int, processes: int) -> dict[str, Tensor]:
+    mine = slice(rank * PAIRS_OF_ALL // processes, (rank + 1) * PAIRS_OF_ALL // processes)
+    views = make_views("random", PAIRS_OF_ALL)
+    found = {}
+    for number, (dtype, temperature, tiles) in enumerate(CASES):
+        similarity_tiles.CPU = tiles
+        model = nn.parallel.DistributedDataParallel(make_model(dtype))
+        view_a, view_b = (view[mine].to(dtype) for view in views)
+        part = step(view_a, view_b, model, temperature, scale=1 / processes)
+        found |= {f"{number}/{name}": value for name, value in part.items()}
+    # Each process scales its loss as it likes: the gradient is that of the sum of all.
+    alone = views[0][mine].clone().requires_grad_()
+    (nt_xent(alone, views[1][mine], 0.1) * (rank + 1)).backward()
+    assert alone.grad is not None
+    return found | {"scaled": alone.grad}
+
+
+@pytest.mark.xdist_group("processes")
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_equal_one(processes: int, tmp_path: Path) -> None:
+    ranks = run_in_processes(step_of_rank, tmp_path, processes, processes=processes)
+    views = make_views("random", PAIRS_OF_ALL)
+    for number, (dtype, temperature, _) in enumerate(CASES):
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+        wanted = step(views[0].to(dtype), views[1].to(dtype), make_model(dtype), temperature, scale=1.0)
+        for name, value in wanted.items():
+            parts = [rank[f"{number}/{name}"] for rank in ranks]
+            found = torch.cat(parts) if name in ("a", "b") else parts[0]
+            if name not in ("a", "b"):
+                assert all(torch.equal(part, found) for part in parts), "the same on all"
+            assert (found - value).norm() <= tolerance * value.norm(), (name, dtype, temperature)
+    whole = views[0].clone().requires_grad_()
+    nt_xent(whole, views[1], 0.1).backward()
+    assert whole.grad is not None
+    wanted_scaled = whole.grad * sum(range(1, processes + 1))
+    assert (torch.cat([rank["scaled"] for rank in ranks]) - wanted_scaled).norm() <= 1e-10 * wanted_scaled.norm()

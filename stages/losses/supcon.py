@@ -1,0 +1,56 @@
+"""SupCon, the contrastive loss with several positives: all images of the own class (Khosla et al. 2020)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from stages.losses.gather import gather_rows, mean_over_processes
+from stages.losses.similarity_tiles import bits_at, log2_sum_of_others, views_in_bits
+
+
+def sup_con(view_a: Tensor, view_b: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Supervised contrastive loss L_out (Khosla et al. 2020, equation 2), the mean over the 2N rows.
+
+    The positives of a row are its other view and both views of the other images of its class, its negatives all other
+    rows. Where no two images are of one class it is `nt_xent`, and what is said there of processes, precision and
+    memory is true here.
+
+    Args:
+        view_a, view_b: [N, D], of any length; row i of one and row i of the other are views of one image.
+        labels: int64 [N], any numbers; below 0: without a label, the other view is the only positive.
+        temperature: above 0.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: views that are not two of one shape, labels of another number, or a temperature that is not above 0.
+    """
+    if labels.shape != view_a.shape[:1]:
+        raise ValueError(f"labels are [N], not {[*labels.shape]} for views {[*view_a.shape]}")
+    bits = bits_at(temperature)
+    with torch.autocast(view_a.device.type, enabled=False):
+        views = views_in_bits(view_a, view_b, bits)  # [2, N, D], N of all processes from here
+        to_all = log2_sum_of_others(views.flatten(0, 1), bits)  # [2N]
+        groups = _groups(gather_rows(labels))
+        first, second = views
+        pairs = first + second
+        # A sum over positives is a product with their sum: no pair of rows is looked at.
+        sums = torch.zeros_like(pairs).index_add(0, groups, pairs)  # [N, D], a row for each group
+        others = sums[groups] - pairs  # exactly 0 where an image is alone in its group
+        images = torch.zeros_like(groups).index_add(0, groups, torch.ones_like(groups))[groups]
+        # The mean over both rows of an image of the mean over their 2 images - 1 positives each.
+        to_positives = (first * second + pairs * others / 2).sum(dim=1) / (2 * images - 1)
+        return mean_over_processes((to_all.mean() - to_positives.mean()) * math.log(2))
+
+
+def _groups(labels: Tensor) -> Tensor:
+    """Numbers from 0 of the groups of images that are positives of each other; int64 [N]
+
+    Found by sorting, and not by `unique`, whose result has a size that the host would have to wait for.
+    """
+    ordered, order = labels.sort()
+    starts = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
+    numbers = torch.cat([starts.new_zeros(1, dtype=torch.int64), starts.cumsum(0)])
+    return torch.empty_like(numbers).scatter_(0, order, numbers)
