@@ -162,7 +162,7 @@ def test_overrides_have_one_form(tmp_path: Path) -> None:
         ("features_random.encoder=rnadom", ", or random, pixels, timm:NAME"),
         (
             "simclr.optimiser.name=sdg",
-            "simclr.optimiser.name: is one of lars, sgd, adamw, not 'sdg' (did you mean sgd?)",
+            "simclr.optimiser.name: is one of lars, sgd, adamw, muon, not 'sdg' (did you mean sgd?)",
         ),
         ("simclr.trackers=[tensrboard]", "not 'tensrboard' (did you mean tensorboard?)"),
         ("simclr.architecture.backbone=resnet81", "there are ResNets of 10, 18, 34, 50, 101, 152 layers"),
