@@ -43,56 +43,79 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
     drawn = parameters.to(device)
     resampling = plan_warp(drawn, policy, images.shape[2:])
     mixing, mean_mixing = colour_matrices(drawn, policy)
-    result = torch.empty(*rows.shape, channels, size, size, device=device)
+    result = torch.empty(len(parameters), channels, size, size, device=device)
     for part in batch_parts(images, size):
         host_rows = rows[:, part].flatten()
-        blurred = parameters.blur[host_rows].nonzero().squeeze(1).to(device)
-        of_part = host_rows.to(device)
+        of_part, blurred = host_rows.to(device), host_rows[parameters.blur[host_rows]].to(device)
         views = turn(resample(images[part], resampling[of_part]), drawn.quarter_turns[of_part], policy)
-        views = mix_colours(views, mixing[of_part], mean_mixing[of_part], policy)
-        gaussian_blur(views, blurred, drawn.blur_sigma[of_part][blurred], policy.blur_kernel)
-        result[:, part] = views.unflatten(0, (len(rows), -1))
-    return result.flatten(0, 1)
+        out = result.unflatten(0, rows.shape)[:, part]
+        mix_colours(views, mixing[of_part], mean_mixing[of_part], policy, out)
+        gaussian_blur(result, blurred, drawn.blur_sigma[blurred], policy.blur_kernel)
+    return result
 
 
-def mix_colours(views: Tensor, mixing: Tensor, mean_mixing: Tensor, policy: Policy) -> Tensor:
-    """Apply colour_matrices, clamp and normalise: [N, C, s, s], from 0 to 1 -> [N, C, s, s]."""
+def mix_colours(views: Tensor, mixing: Tensor, mean_mixing: Tensor, policy: Policy, out: Tensor) -> None:
+    """Apply colour_matrices to views [N, C, s, s], clamp and normalise, into `out` [V, B, C, s, s]."""
     pixels = views.flatten(2)  # [N, C, s * s]
     mean, std = views.new_tensor((policy.mean, policy.std))[:, :, None]  # [C, 1] each
     offset = torch.baddbmm(-mean, mean_mixing, pixels.mean(2, keepdim=True)) / std
-    result = torch.baddbmm(offset, mixing / std, pixels).view_as(views)
+    operands = zip(*(each.split(out.shape[1]) for each in (offset, mixing / std, pixels)), strict=True)
+    for view, (offset_of_view, mixing_of_view, pixels_of_view) in zip(out, operands, strict=True):
+        torch.baddbmm(offset_of_view, mixing_of_view, pixels_of_view, out=view.flatten(2))
     for channel, (middle, spread) in enumerate(zip(policy.mean, policy.std, strict=True)):
-        result[:, channel].clamp_((0 - middle) / spread, (1 - middle) / spread)
-    return result
+        out[:, :, channel].clamp_((0 - middle) / spread, (1 - middle) / spread)
 
 
 def colour_matrices(parameters: Parameters, policy: Policy) -> tuple[Tensor, Tensor]:
     """What colour jitter and grey come to: colour = mixing @ pixel + mean_mixing @ mean of the view's pixels.
 
+    Brightness only multiplies, contrast c and saturation s leave the mean luma and each pixel's luma as they were, and
+    so these three are the same in any order: c s pixel + c (1 - s) luma + (1 - c) mean luma. Hue keeps what is grey but
+    no luma. What the drawn order decides is thus whether contrast and saturation come before hue or after it.
+
     Returns:
         mixing and mean_mixing, float32 [N, C, C] each.
     """
-    device, channels = parameters.hue.device, policy.channels
-    identity = torch.eye(channels, device=device)
-    weights = LUMA if channels == 3 else (1 / channels,) * channels
-    to_grey = torch.tensor(weights, device=device).expand(channels, channels)  # a pixel to its luma, in each channel
-    jittered = parameters.colour_jitter
-    brightness, contrast, saturation = (
-        torch.where(jittered, factor, 1.0)[:, None, None]
-        for factor in (parameters.brightness, parameters.contrast, parameters.saturation)
+    channels, jittered = policy.channels, parameters.colour_jitter
+    brightness, contrast, saturation, hue = (
+        torch.where(jittered, drawn, neutral)
+        for drawn, neutral in (
+            (parameters.brightness, 1.0),
+            (parameters.contrast, 1.0),
+            (parameters.saturation, 1.0),
+            (parameters.hue, 0.0),
+        )
     )
-    unchanged = identity.expand(len(parameters), -1, -1)
-    hue = hue_rotations(torch.where(jittered, parameters.hue, 0.0)) if channels == 3 else unchanged
-    operators = torch.stack((brightness * identity, contrast * identity, to_grey.lerp(identity, saturation), hue), 1)
-    of_grey_mean = (1 - contrast) * to_grey
-    mixing, mean_mixing = unchanged, torch.zeros_like(unchanged)
-    view = torch.arange(len(parameters), device=device)
-    for number in parameters.order.T:  # [N], the operator of each view at this place of the order
-        operator = operators[view, number]
-        grey_mean = of_grey_mean @ (mixing + mean_mixing) * (number == 1)[:, None, None]
-        mixing, mean_mixing = operator @ mixing, operator @ mean_mixing + grey_mean
+    weights = torch.tensor(LUMA if channels == 3 else (1 / channels,) * channels, device=hue.device)
+    to_luma = weights.expand(channels, channels)  # a pixel to its luma, in each channel
+    rotation = hue_rotations(hue) if channels == 3 else torch.eye(channels, device=hue.device).expand(len(hue), -1, -1)
+    to_luma_after = (weights @ rotation)[:, None].expand(-1, channels, -1)  # to its luma after the rotation
+    places = (parameters.order[:, :, None] == torch.arange(1, 4, device=hue.device)).int().argmax(1)  # [N, 3]
+    comes_first = places[:, :2] < places[:, 2:]
+    contrast_before, contrast_after = _split(contrast, comes_first[:, 0])
+    saturation_before, saturation_after = _split(saturation, comes_first[:, 1])
+    before, after = contrast_before * saturation_before, contrast_after * saturation_after
+
+    def terms(of_luma: Tensor, of_luma_after: Tensor) -> Tensor:
+        now, later = ((brightness * share)[:, None, None] for share in (of_luma, of_luma_after))
+        return now * to_luma + later * to_luma_after
+
+    # (after + (c' - after) to_luma) rotation (before + (c - before) to_luma), multiplied out: rotation @ to_luma and
+    # to_luma @ to_luma are to_luma.
+    mixing = (brightness * before * after)[:, None, None] * rotation + terms(
+        contrast_after * (contrast_before - before), before * (contrast_after - after)
+    )
+    mean_mixing = terms(
+        contrast_after * (1 - contrast_before) + (1 - contrast_after) * (1 - before), before * (1 - contrast_after)
+    )
     grey = parameters.grey[:, None, None]
-    return torch.where(grey, to_grey @ mixing, mixing), torch.where(grey, to_grey @ mean_mixing, mean_mixing)
+    mixing, mean_mixing = (torch.where(grey, (weights @ each)[:, None], each) for each in (mixing, mean_mixing))
+    return mixing, mean_mixing
+
+
+def _split(factor: Tensor, comes_first: Tensor) -> tuple[Tensor, Tensor]:
+    """A factor before hue and after it: [N] each, 1 at the place that is not its own."""
+    return torch.where(comes_first, factor, 1.0), torch.where(comes_first, 1.0, factor)
 
 
 def hue_rotations(hue: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ def batch_parts(images: Tensor, image_size: int, host_floats: int = 2**21) -> It
         host_floats: how many numbers a CPU is to work on at once: its caches hold 2**21 well.
     """
     floats = images.shape[1] * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of two views
-    at_once = max(1, (host_floats if images.device.type == "cpu" else 2**28) // floats)
+    most = max(1, (host_floats if images.device.type == "cpu" else 2**28) // floats)
+    parts = max(1, math.ceil(len(images) / most))
+    at_once = max(1, math.ceil(len(images) / parts))  # parts of about equal size: each costs time of its own
     for start in range(0, len(images), at_once):
         yield slice(start, start + at_once)
 
@@ -96,12 +98,11 @@ def plan_resampling(
     boxes: Boxes, canvas: Sequence[int], image_size: int, interpolation: Interpolation, antialias: bool
 ) -> Resampling:
     """What crop_and_resize does with boxes, whatever the images are; canvas: height and width in pixels."""
-    row, row_weight = resampling_taps(
-        boxes.top, boxes.height, boxes.vertical_flip, canvas[0], image_size, interpolation, antialias
-    )
-    column, column_weight = resampling_taps(
-        boxes.left, boxes.width, boxes.horizontal_flip, canvas[1], image_size, interpolation, antialias
-    )
+    # Rows and columns in one go.
+    start, length = torch.cat((boxes.top, boxes.left)), torch.cat((boxes.height, boxes.width))
+    flipped = torch.cat((boxes.vertical_flip, boxes.horizontal_flip))
+    index, weight = resampling_taps(start, length, flipped, max(canvas), image_size, interpolation, antialias)
+    (row, column), (row_weight, column_weight) = index.chunk(2), weight.chunk(2)
     return Resampling(row, row_weight, column, column_weight, overshoots=interpolation == "bicubic")
 
 
