@@ -15,6 +15,7 @@ from stages.images import open_shards
 from stages.settings.augment import Augment
 from stages.views import Policy, load, preset, read_policy
 from stages.views.contact_sheet import CELL, EPOCHS, GAP
+from stages.views.policy import DEFAULT_ENGINE
 
 RunStage = Callable[..., Path]
 SETTINGS = {"shards": "shards", "image_size": 28}
@@ -57,7 +58,7 @@ def test_every_setting_reaches_the_policy(shards: Path, run_stage: RunStage) -> 
         "image_size": 12, "crop_area": [0.5, 0.6], "crop_ratio": [0.9, 1.1], "horizontal_flip": 0.1,
         "vertical_flip": 0.2, "quarter_turns": 0.3, "colour_jitter": 0.4, "colour_strength": 0.6, "brightness": 0.7,
         "contrast": 0.75, "saturation": 0.85, "hue": 0.05, "grey": 0.15, "blur": 0.25, "blur_sigma": [0.2, 0.4],
-        "interpolation": "bicubic", "antialias": False,
+        "interpolation": "bicubic", "antialias": False, "engine": "fused",
     }  # fmt: skip
     assert set(settings) == set(Policy.model_fields) - {"mean", "std"}
     assert set(settings) == set(Augment.model_fields) - {"shards", "preset", "contact_sheet_images"}
@@ -74,8 +75,13 @@ def test_equal_bytes_again_and_another_sheet_by_seed(shards: Path, run_stage: Ru
     assert first["contact_sheet.png"] != other["contact_sheet.png"]
 
 
-def test_contact_sheet_shows_originals_and_the_views_of_training(shards: Path, run_stage: RunStage) -> None:
-    out = run_stage("augment", {**SETTINGS, "contact_sheet_images": 3}, {"shards": shards}, seed=7)
+@pytest.mark.parametrize("engine", ["kornia", "fused"])
+def test_contact_sheet_shows_originals_and_the_views_of_training(
+    shards: Path, run_stage: RunStage, engine: str
+) -> None:
+    settings = {**SETTINGS, "contact_sheet_images": 3, "engine": engine}
+    out = run_stage("augment", settings, {"shards": shards}, seed=7)
+    assert read_policy(out).engine == engine
     with Image.open(out / "contact_sheet.png") as sheet:
         assert (sheet.format, sheet.mode, sheet.info) == ("PNG", "RGB", {})
         pixels = torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
@@ -98,6 +104,15 @@ def test_contact_sheet_shows_originals_and_the_views_of_training(shards: Path, r
     original = pixels[:, GAP : GAP + CELL, GAP + across : GAP + CELL - across].float()
     expected = batch.images[0, :, :height, :width].float()
     assert (original.mean((1, 2)) - expected.mean((1, 2))).abs().max() < 3
+
+
+def test_an_engine_is_written_whether_it_was_chosen_or_not(shards: Path, run_stage: RunStage) -> None:
+    out = run_stage("augment", SETTINGS, {"shards": shards})
+    written = json.loads((out / "policy.json").read_text())
+    assert written["engine"] == DEFAULT_ENGINE
+    del written["engine"]  # as files were before there were two
+    (out / "policy.json").write_text(json.dumps(written))
+    assert read_policy(out).engine == "kornia"
 
 
 def test_large_views_and_few_images(shards: Path, run_stage: RunStage) -> None:
@@ -128,6 +143,7 @@ def test_one_colour_is_a_clear_error(tmp_path: Path, run_stage: RunStage) -> Non
     [
         ("crop_area", [0.9, 0.1]), ("crop_area", [0.0, 1.0]), ("crop_ratio", [2.0, 1.0]), ("blur_sigma", [0.0, 1.0]),
         ("hue", 0.4), ("preset", "nature"), ("image_size", 2),
+        ("engine", "dali"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused_before_the_run(field: str, value: object) -> None:

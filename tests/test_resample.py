@@ -8,8 +8,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as published
 
+from stages.views import resample
 from stages.views.policy import Interpolation
-from stages.views.resample import Boxes, batch_parts, crop_and_resize, resampling_matrices
+from stages.views.resample import Boxes, batch_parts, crop_and_resize, matrices, plan_resampling
 
 MODES: dict[Interpolation, tuple[InterpolationMode, Image.Resampling]] = {
     "bilinear": (InterpolationMode.BILINEAR, Image.Resampling.BILINEAR),
@@ -26,6 +27,13 @@ def random_boxes(generator: torch.Generator, sizes: Tensor) -> Boxes:
     )
     flips = torch.rand(2, len(sizes), generator=generator) < 0.5
     return Boxes(top, left, height, width, flips[0], flips[1])
+
+
+@pytest.fixture(params=["taps", "matrices"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests hold for the way of accelerators too."""
+    if request.param == "matrices":
+        monkeypatch.setattr(resample, "_sum_taps", resample._multiply)
 
 
 def resize_one_by_one(images: Tensor, boxes: Boxes, size: int, interpolation: Interpolation, antialias: bool) -> Tensor:
@@ -105,10 +113,10 @@ def test_rows_sum_to_one_and_whole_image_at_its_own_size_is_itself() -> None:
     generator = torch.Generator().manual_seed(4)
     boxes = random_boxes(generator, torch.tensor((50, 50)).expand(30, 2))
     for interpolation in MODES:
-        matrices = resampling_matrices(
-            boxes.top, boxes.height, boxes.vertical_flip, 50, 17, interpolation, antialias=True
-        )
-        torch.testing.assert_close(matrices.sum(2), torch.ones(30, 17))
+        plan = plan_resampling(boxes, (50, 50), 17, interpolation, antialias=True)
+        rows, columns = matrices(plan.row, plan.row_weight, 50), matrices(plan.column, plan.column_weight, 50)
+        torch.testing.assert_close(rows.sum(2), torch.ones(30, 17))
+        torch.testing.assert_close(columns.sum(2), torch.ones(30, 17))
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=generator)
     zero, all_of_it, no = torch.zeros(2).long(), torch.full((2,), 16), torch.zeros(2, dtype=torch.bool)
     same = crop_and_resize(images, Boxes(zero, zero, all_of_it, all_of_it, no, no), 16, "bilinear", True)
@@ -126,14 +134,41 @@ def test_chequerboard_scaled_down_is_even_with_antialiasing_only() -> None:
         assert moire.std() > 0.4
 
 
+def test_both_ways_are_one() -> None:
+    """Tall, wide and square canvases: sums of taps against products of matrices."""
+    generator = torch.Generator().manual_seed(5)
+    for canvas in ((70, 40), (40, 70), (55, 55)):
+        images = torch.randint(0, 256, (7, 2, *canvas), dtype=torch.uint8, generator=generator)
+        boxes = random_boxes(generator, torch.tensor(canvas).expand(14, 2))
+        plan = plan_resampling(boxes, canvas, 21, "bicubic", True)
+        taps, products = resample._sum_taps(images, plan), resample._multiply(images, plan)
+        assert taps.shape == products.shape == (14, 2, 21, 21)
+        assert taps.is_contiguous()
+        assert products.is_contiguous()
+        torch.testing.assert_close(taps, products, rtol=0, atol=1e-6)
+
+
+def test_a_view_is_the_same_in_any_batch() -> None:
+    """What else is in the batch decides how many taps there are room for; those that are not needed change nothing."""
+    generator = torch.Generator().manual_seed(6)
+    images = torch.randint(0, 256, (20, 3, 60, 80), dtype=torch.uint8, generator=generator)
+    boxes = random_boxes(generator, torch.tensor((60, 80)).expand(20, 2))
+    whole = resample._sum_taps(images, plan_resampling(boxes, (60, 80), 16, "bilinear", True))
+    for row in range(20):
+        one = slice(row, row + 1)
+        plan = plan_resampling(Boxes(*(field[one] for field in boxes)), (60, 80), 16, "bilinear", True)
+        torch.testing.assert_close(resample._sum_taps(images[one], plan), whole[one], rtol=0, atol=1e-6)
+
+
 def test_large_canvases_are_worked_on_in_parts() -> None:
-    def length(count: int, canvas: int, image_size: int, device: str = "cpu") -> int:
+    def length(count: int, canvas: int, image_size: int, device: str = "cpu", **most: int) -> int:
         images = torch.empty(count, 3, canvas, canvas, dtype=torch.uint8, device=device)
-        parts = list(batch_parts(images, image_size))
+        parts = list(batch_parts(images, image_size, **most))
         assert [row for part in parts for row in range(count)[part]] == list(range(count))
         return len(range(count)[parts[0]])
 
-    assert length(600, 32, 32) >= 512
-    assert length(20, 500, 224) < 16
+    assert length(600, 32, 32) >= 200
+    assert length(20, 500, 224) < 4
+    assert length(20, 500, 224, host_floats=2**23) > 4
     assert length(2, 5000, 224) == 1
     assert length(9, 1024, 4000, "meta") == 2

@@ -170,7 +170,7 @@ def test_a_sample_looks_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(
         views(images[chosen], ids[chosen], 2, sizes[chosen]), whole[:, chosen], rtol=0, atol=0.25 * ONE_LEVEL
     )
-    monkeypatch.setattr(kornia_engine, "batch_parts", lambda images, image_size: [slice(0, 20), slice(20, 21)])
+    monkeypatch.setattr(kornia_engine, "batch_parts", lambda *_: [slice(0, 20), slice(20, 21)])
     torch.testing.assert_close(views(images, ids, 2, sizes), whole, rtol=0, atol=0.25 * ONE_LEVEL)
 
 
@@ -191,7 +191,7 @@ def test_evaluation_resizes_large_canvases_few_at_a_time(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("stages.views.crop_and_resize", watched)
     assert evaluation_view(torch.zeros(7, 3, 1024, 1024, dtype=torch.uint8), None, 32, **NEUTRAL).shape[0] == 7
-    assert seen == [2, 2, 2, 1]
+    assert seen == [1] * 7
     assert evaluation_view(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), None, 32, **NEUTRAL).shape[0] == 0
 
 

@@ -29,7 +29,7 @@ class Augment(StageSettings):
     A field that is left out takes the value of the preset.
     """
 
-    stage_version: ClassVar[int] = 2
+    stage_version: ClassVar[int] = 3
     lower_for_memory: ClassVar[tuple[str, ...]] = ("contact_sheet_images", "image_size")
 
     shards: str = artifact("shard", description="images whose training part gives mean and std")
@@ -64,6 +64,11 @@ class Augment(StageSettings):
     )
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = setting(None, "how a crop is resized")
     antialias: bool | None = setting(None, "widen the interpolation kernel where a crop is scaled down")
+    engine: Literal["kornia", "fused"] | None = setting(
+        None,
+        "kornia: the published operators one by one; fused: one warp, one colour matrix and one blur, several times as "
+        "fast, with hue as a rotation and colours clamped once",
+    )
     contact_sheet_images: int = setting(12, "images on the contact sheet", ge=1, le=64)
 
     def image_size_for(self, short_side: int) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from stages.views.draws import Parameters, draw
-from stages.views.kornia_engine import kornia_views, normalise
+from stages.views.engines import compute_views
+from stages.views.kornia_engine import normalise
 from stages.views.policy import (
     PRESETS,
     SMALL_IMAGE_SIZE,
@@ -33,9 +34,9 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Views",
+    "compute_views",
     "draw",
     "evaluation_view",
-    "kornia_views",
     "load",
     "preset",
     "read_policy",
@@ -65,7 +66,8 @@ class Views:
             epoch: number of the epoch, from 0; or int64 [B], a number that is another at each visit of a sample.
             sizes: int64 [B, 2], height and width of each image; the whole canvas if left out.
         Returns:
-            float32 [2, B, C, h, w], normalised, on the engine's device (the images' if none was named).
+            float32 [2, B, C, h, w], normalised, on the engine's device (the images' if none was named). Ids and sizes
+            on the host are best: what is drawn is drawn there.
         Raises:
             OtherChannels: the policy is for images of other channels.
             ValueError: images, ids or sizes of another type or shape.
@@ -73,9 +75,9 @@ class Views:
         images, sizes = _check_images(images, sizes, self.device, self.policy.channels)
         if sample_ids.shape != images.shape[:1]:
             raise ValueError(f"sample_ids must be one id an image, not {tuple(sample_ids.shape)} for {len(images)}")
-        parameters = draw(self.policy, self.seed, sample_ids.to(images.device), epoch, sizes, self.views)
+        parameters = draw(self.policy, self.seed, sample_ids, epoch, sizes, self.views)
         with torch.autocast(images.device.type, enabled=False):
-            return kornia_views(images, parameters, self.policy).unflatten(0, (self.views, len(images)))
+            return compute_views(images, parameters, self.policy).unflatten(0, (self.views, len(images)))
 
 
 def load(
@@ -115,6 +117,7 @@ def evaluation_view(
         float32 [B, C, image_size, image_size], normalised.
     """
     images, sizes = _check_images(images, sizes, None, len(mean))
+    sizes = sizes.to(images.device)
     short_side = sizes.amin(dim=1)
     side = short_side if image_size <= SMALL_IMAGE_SIZE else torch.round(short_side * EVALUATION_CROP).to(torch.int64)
     top, left = ((sizes - side[:, None]) // 2).unbind(1)
@@ -132,16 +135,15 @@ def evaluation_view(
 def _check_images(
     images: Tensor, sizes: Tensor | None, device: torch.device | None, channels: int
 ) -> tuple[Tensor, Tensor]:
-    """Images and sizes on the device; sizes of the whole canvas where there are none."""
+    """Images on the device; sizes where they are, of the whole canvas where there are none."""
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images must be uint8 [B, {channels}, H, W], not {images.dtype} {tuple(images.shape)}")
     if images.shape[1] != channels:
         raise OtherChannels(
             f"the images have {images.shape[1]} channels, and the view is for {channels}: make it from the same shards"
         )
-    images = images.to(device or images.device)
     if sizes is None:
-        sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), 2)
+        sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
     if sizes.shape != (len(images), 2):
         raise ValueError(f"sizes must be int64 [B, 2], not {tuple(sizes.shape)} for {len(images)} images")
-    return images, sizes.to(images.device, torch.int64)
+    return images.to(device or images.device), sizes.to(torch.int64)

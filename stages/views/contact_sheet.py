@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stages.images.display import displayed
 from stages.views.draws import draw
-from stages.views.kornia_engine import kornia_views
+from stages.views.engines import compute_views
 from stages.views.policy import Policy
 
 CELL = 112
@@ -32,7 +32,7 @@ def write_contact_sheet(
     plain = policy.model_copy(update={"mean": (0.0,) * policy.channels, "std": (1.0,) * policy.channels})
     with torch.no_grad():
         views = [
-            kornia_views(images, draw(plain, seed, sample_ids, epoch, sizes), plain).unflatten(0, (2, len(images)))
+            compute_views(images, draw(plain, seed, sample_ids, epoch, sizes), plain).unflatten(0, (2, len(images)))
             for epoch in range(EPOCHS)
         ]
     levels = (torch.cat(views) * 255).round().clamp(0, 255).to(torch.uint8)  # [epochs * 2, B, C, h, w]

@@ -19,7 +19,11 @@ from torch import Tensor
 
 from stages.views.draws import Parameters
 from stages.views.policy import Policy
-from stages.views.resample import Boxes, batch_parts, crop_and_resize
+from stages.views.resample import batch_parts
+from stages.views.warp import warp
+
+HOST_FLOATS = 2**22
+"""Numbers that a CPU works on at once: more than its caches like best, since Kornia's operators take long to start."""
 
 
 def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
@@ -27,41 +31,22 @@ def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tens
 
     Args:
         images: uint8 [B, C, H, W], a padded canvas.
-        parameters: of N = V * B views, view-major, on the images' device.
+        parameters: of N = V * B views, view-major.
         policy: what is not drawn: size, interpolation, mean and std.
     Returns:
         float32 [N, C, image_size, image_size], normalised.
     """
-    size = policy.image_size
+    size, parameters = policy.image_size, parameters.to(images.device)
     rows = torch.arange(len(parameters), device=images.device).view(-1, len(images))  # [V, B]
     result = torch.empty(*rows.shape, images.shape[1], size, size, device=images.device)
-    for part in batch_parts(images, size):
+    for part in batch_parts(images, size, HOST_FLOATS):
         drawn = parameters[rows[:, part].flatten()]
-        views = crop_turn(images[part], drawn, policy)
+        views = warp(images[part], drawn, policy)
         jitter_colours(views, drawn, policy)
         take_colour_away(views, drawn)
         blur(views, drawn, policy)
         result[:, part] = normalise(views, policy.mean, policy.std).unflatten(0, (len(rows), -1))
     return result.flatten(0, 1)
-
-
-def crop_turn(images: Tensor, parameters: Parameters, policy: Policy) -> Tensor:
-    """Crop, resize, flip and turn: float32 [N, C, image_size, image_size] from 0 to 1."""
-    turns = parameters.quarter_turns
-    # A turn is a transposition and a flip. Flips cost nothing in the resampling matrices, so turns go there too:
-    # one turn = flip left and right, transpose; two = both flips; three = flip top and bottom, transpose.
-    boxes = Boxes(
-        parameters.top,
-        parameters.left,
-        parameters.height,
-        parameters.width,
-        parameters.horizontal_flip ^ ((turns == 1) | (turns == 2)),
-        parameters.vertical_flip ^ ((turns == 2) | (turns == 3)),
-    )
-    views = crop_and_resize(images, boxes, policy.image_size, policy.interpolation, policy.antialias)
-    if policy.quarter_turns == 0:
-        return views
-    return torch.where((turns % 2 == 1)[:, None, None, None], views.transpose(2, 3), views)
 
 
 def jitter_colours(views: Tensor, parameters: Parameters, policy: Policy) -> None:

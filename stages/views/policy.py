@@ -12,6 +12,10 @@ OF_COLOURS = ("saturation", "hue", "grey")
 """Fields of what only RGB images have."""
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Engine = Literal["kornia", "fused"]
+
+DEFAULT_ENGINE: Engine = "kornia"
+"""Of every preset."""
 
 
 class PolicyError(ValueError):
@@ -40,7 +44,8 @@ ShareInterval = Annotated[tuple[Share, Share], AfterValidator(_check_increasing)
 
 
 class Policy(BaseModel):
-    """All that an engine needs beside seed, ids and images. Default-free: a policy says everything itself.
+    """All that an engine needs beside seed, ids and images. A policy says everything itself; there is one default, for
+    files of before there were two engines.
 
     The order of operations is that of SimCLR (Chen et al. 2020, appendix A): crop and resize, flips and turns,
     colour jitter (its four operators in random order), grey, blur, normalisation.
@@ -67,6 +72,7 @@ class Policy(BaseModel):
     )
     interpolation: Interpolation = Field(description="how a crop is resized")
     antialias: bool = Field(description="widen the interpolation kernel where a crop is scaled down")
+    engine: Engine = Field("kornia", description="what computes the views")
     mean: tuple[float, ...] = Field(min_length=1, description="by channel, scale 0 to 1, subtracted")
     std: tuple[Positive, ...] = Field(min_length=1, description="by channel, scale 0 to 1, divided by")
 
@@ -105,6 +111,7 @@ _PUBLISHED: dict[str, Any] = {
     "blur_sigma": (0.1, 2.0),
     "interpolation": "bilinear",
     "antialias": True,
+    "engine": DEFAULT_ENGINE,
 }
 _SMALL_VIEWS: dict[str, Any] = {"colour_strength": 0.5, "blur": 0.0}  # Chen et al. 2020, B.9: CIFAR-10
 _LARGE_VIEWS: dict[str, Any] = {"colour_strength": 1.0, "blur": 0.5}  # Chen et al. 2020, appendix A: ImageNet

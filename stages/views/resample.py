@@ -1,17 +1,23 @@
 """Crop and resize of whole batches, each image with a box of its own, as two products with banded matrices.
 
-An axis-aligned resize is separable: out = rows @ crop @ columns^T, with one matrix [h, H] and one [w, W] for each view.
-The box lies inside its image and every weight outside the box is zero, so that neither the padding of the canvas nor
-what surrounds the crop is ever read: the result is that of cutting the box out and resizing it.
+An axis-aligned resize is separable: out = rows @ crop @ columns^T, with one matrix [h, H] and one [w, W] for each view,
+of which a row holds few numbers, the taps, that are not zero. The box lies inside its image and every weight outside
+the box is zero, so that neither the padding of the canvas nor what surrounds the crop is ever read: the result is that
+of cutting the box out and resizing it.
+
+An accelerator multiplies whole matrices. A CPU sums the taps alone: a row of output is a weighted sum of two to four
+rows of input, which lie in one piece; between the two products the picture is laid on its side for that.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stages.views.lines import lay_on_side, weighted_sums
 from stages.views.policy import Interpolation
 
 
@@ -26,16 +32,44 @@ class Boxes(NamedTuple):
     vertical_flip: Tensor
 
 
-def batch_parts(images: Tensor, image_size: int) -> Iterator[slice]:
+@dataclass(frozen=True)
+class Resampling:
+    """What N views are made of: each of their rows of some rows of the image, each column of some columns.
+
+    Attributes:
+        row, column: int64 [N, out, taps], places in the canvas.
+        row_weight, column_weight: float32 [N, out, taps].
+        overshoots: weights may be negative, so that the result must be clamped.
+    """
+
+    row: Tensor
+    row_weight: Tensor
+    column: Tensor
+    column_weight: Tensor
+    overshoots: bool
+
+    def __getitem__(self, views: Tensor) -> "Resampling":
+        """The plan for some of the views."""
+        fields = (field[views] for field in (self.row, self.row_weight, self.column, self.column_weight))
+        return Resampling(*fields, overshoots=self.overshoots)
+
+    def turned(self) -> "Resampling":
+        """The plan for pictures laid on their side."""
+        return Resampling(self.column, self.column_weight, self.row, self.row_weight, self.overshoots)
+
+
+def batch_parts(images: Tensor, image_size: int, host_floats: int = 2**21) -> Iterator[slice]:
     """Slices of a batch to work on one after another, so that memory stays bounded however large the canvas is.
 
     Args:
         images: [B, C, H, W].
         image_size: of the views.
+        host_floats: how many numbers a CPU is to work on at once: its caches hold 2**21 well.
     """
     floats = images.shape[1] * (images.shape[2] * images.shape[3] + 2 * image_size**2)  # of a canvas and of two views
-    # So many that a CPU's caches, or a GPU's memory, hold them well.
-    at_once = max(1, (2**23 if images.device.type == "cpu" else 2**28) // floats)
+    most = max(1, (host_floats if images.device.type == "cpu" else 2**28) // floats)
+    parts = max(1, math.ceil(len(images) / most))
+    at_once = max(1, math.ceil(len(images) / parts))  # parts of about equal size: each costs time of its own
     for start in range(0, len(images), at_once):
         yield slice(start, start + at_once)
 
@@ -57,26 +91,67 @@ def crop_and_resize(
     Returns:
         float32 [V * B, C, image_size, image_size] from 0 to 1.
     """
-    batch, channels, canvas_height, canvas_width = images.shape
-    kernel = interpolation, antialias
-    rows = resampling_matrices(boxes.top, boxes.height, boxes.vertical_flip, canvas_height, image_size, *kernel)
-    columns = resampling_matrices(boxes.left, boxes.width, boxes.horizontal_flip, canvas_width, image_size, *kernel)
-    # The first product runs over the whole canvas, so it takes the side that leaves less for the second.
-    rows_first = canvas_width <= canvas_height
-    first, second = (rows, columns) if rows_first else (columns, rows)
-    canvas = images.permute(0, 2, 1, 3) if rows_first else images.permute(0, 3, 1, 2)  # [B, long, C, short]
-    canvas = canvas.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
-    result = torch.empty(len(first), channels, image_size, image_size, device=images.device)
-    for view, first_of_view, second_of_view in zip(
-        result.split(batch), first.split(batch), second.split(batch), strict=True
-    ):
-        half = torch.bmm(first_of_view, canvas).view(batch, image_size * channels, -1)  # [B, h*C, short]
-        whole = torch.bmm(half, second_of_view.transpose(1, 2)).view(batch, image_size, channels, image_size)
-        torch.mul(whole.permute(0, 2, 1, 3) if rows_first else whole.permute(0, 2, 3, 1), 1 / 255, out=view)
-    return result.clamp_(0, 1) if interpolation == "bicubic" else result  # its kernel overshoots
+    return resample(images, plan_resampling(boxes, images.shape[2:], image_size, interpolation, antialias))
 
 
-def resampling_matrices(
+def plan_resampling(
+    boxes: Boxes, canvas: Sequence[int], image_size: int, interpolation: Interpolation, antialias: bool
+) -> Resampling:
+    """What crop_and_resize does with boxes, whatever the images are; canvas: height and width in pixels."""
+    # Rows and columns in one go.
+    start, length = torch.cat((boxes.top, boxes.left)), torch.cat((boxes.height, boxes.width))
+    flipped = torch.cat((boxes.vertical_flip, boxes.horizontal_flip))
+    index, weight = resampling_taps(start, length, flipped, max(canvas), image_size, interpolation, antialias)
+    (row, column), (row_weight, column_weight) = index.chunk(2), weight.chunk(2)
+    return Resampling(row, row_weight, column, column_weight, overshoots=interpolation == "bicubic")
+
+
+def resample(images: Tensor, plan: Resampling) -> Tensor:
+    """Carry out for uint8 images [B, C, H, W] what was planned for N = V * B views of them: see crop_and_resize."""
+    result = _sum_taps(images, plan) if images.device.type == "cpu" else _multiply(images, plan)
+    return result.clamp_(0, 1) if plan.overshoots else result
+
+
+def _sum_taps(images: Tensor, plan: Resampling) -> Tensor:
+    """By the taps alone: the columns are summed first, the rows then."""
+    batch, channels, height, width = images.shape
+    if height > width:  # the first sums run over the whole canvas, and leave less where its longer side is summed
+        return lay_on_side(_sum_taps(images.transpose(2, 3), plan.turned()))
+    columns = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [B, W, C, H]
+    view = torch.arange(len(plan.row))
+    column = plan.column + (view % batch * width)[:, None, None]
+    narrow = weighted_sums(columns.flatten(0, 1).flatten(1), column, plan.column_weight)  # [N, w, C * H]
+    rows = lay_on_side(narrow.unflatten(2, (channels, height)).transpose(1, 2))  # [N, C, H, w]
+    plane = torch.arange(len(view) * channels).view(-1, channels, 1, 1)
+    row = plan.row[:, None] + plane * height  # [N, C, h, taps]
+    return weighted_sums(rows.flatten(0, 2), row, (plan.row_weight / 255)[:, None].expand_as(row))
+
+
+def _multiply(images: Tensor, plan: Resampling) -> Tensor:
+    """By whole matrices: rows and columns in the order that takes fewer products."""
+    batch, channels, height, width = images.shape
+    if height > width:
+        return _multiply(images.transpose(2, 3), plan.turned()).transpose(2, 3).contiguous()
+    rows = matrices(plan.row, plan.row_weight / 255, height)  # [N, h, H]
+    columns = matrices(plan.column, plan.column_weight, width)  # [N, w, W]
+    canvas = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [B, W, C, H]
+    views = []
+    for rows_of_view, columns_of_view in zip(rows.split(batch), columns.split(batch), strict=True):
+        narrow = torch.bmm(columns_of_view, canvas.flatten(2)).view(batch, -1, height)  # [B, w * C, H]
+        whole = torch.bmm(narrow, rows_of_view.transpose(1, 2)).view(batch, -1, channels, rows.shape[1])
+        views.append(whole.permute(0, 2, 3, 1))  # [B, w, C, h] -> [B, C, h, w]
+    return torch.cat(views).contiguous()
+
+
+def matrices(index: Tensor, weight: Tensor, size_in: int) -> Tensor:
+    """Index and weight of taps [N, out, taps] as matrices, float32 [N, out, size_in]."""
+    result = torch.zeros(*index.shape[:2], size_in, device=index.device)
+    for number in range(index.shape[2]):  # one at a time: taps of a row may meet at an edge, and a sum has one order so
+        result.scatter_add_(2, index[:, :, number, None], weight[:, :, number, None])
+    return result
+
+
+def resampling_taps(
     start: Tensor,
     length: Tensor,
     flipped: Tensor,
@@ -84,22 +159,24 @@ def resampling_matrices(
     size_out: int,
     interpolation: Interpolation,
     antialias: bool,
-) -> Tensor:
-    """Matrices that resize `length` pixels from `start` on to `size_out`, backwards where flipped.
+) -> tuple[Tensor, Tensor]:
+    """Which pixels each output pixel is the weighted sum of, where `length` of them from `start` on become `size_out`.
 
     Args:
         start, length: int64 [N], within size_in.
-        flipped: bool [N].
+        flipped: bool [N], backwards.
     Returns:
-        float32 [N, size_out, size_in]; each row sums to 1 and is zero outside start .. start + length.
+        Index, int64, in start .. start + length, and weight, float32: both [N, size_out, taps]. An output pixel's
+        weights sum to 1; those of taps that it has no need of are 0.
     """
     place = torch.arange(size_out, device=start.device)
     place = torch.where(flipped[:, None], size_out - 1 - place, place)  # [N, out]
+    if start.device.type == "cpu" and len(length):
+        size_in = int(length.max())  # an accelerator would have to be waited for
     start, length = start[:, None], length[:, None]
-    matrices = torch.zeros(len(start), size_out, size_in, device=start.device)
     if interpolation == "nearest":
-        nearest = (2 * place + 1) * length // (2 * size_out)
-        return matrices.scatter_(2, (start + nearest)[:, :, None], 1.0)
+        index = (start + (2 * place + 1) * length // (2 * size_out))[:, :, None]
+        return index, torch.ones(index.shape, device=start.device)
 
     kernel, reach = _kernel(interpolation, antialias)
     scale = length / size_out
@@ -113,10 +190,7 @@ def resampling_matrices(
     if antialias:  # taps outside the box count for nothing; without antialiasing they repeat its edge
         weight = weight * (tap == inside)
         weight = weight / weight.sum(2, keepdim=True)
-    index = start[:, :, None] + inside.long()
-    for number in range(taps):  # one at a time: taps of one row may meet at an edge, and a sum has one order only so
-        matrices.scatter_add_(2, index[:, :, number, None], weight[:, :, number, None])
-    return matrices
+    return start[:, :, None] + inside.long(), weight
 
 
 def _kernel(interpolation: Interpolation, antialias: bool) -> tuple[Callable[[Tensor], Tensor], int]:
