@@ -14,7 +14,8 @@ import xxhash
 from torch import Tensor
 
 from stages.images.decode import decode_stored
-from stages.images.index import DamagedShard, read_index, read_summary, tar_size
+from stages.images.index import DamagedShard, read_index, read_summary
+from stages.images.tar import padded, tar_size
 
 THREADS_FROM_PIXELS = 96 * 96
 """Smaller images are decoded sooner than threads hand over the interpreter."""
@@ -182,7 +183,7 @@ class Shards:
         """Map a tar into memory, and hold its size against the index."""
         path = self.folder / self._shard_names[number]
         last = np.flatnonzero(self._shard_numbers == number)[-1]
-        expected = tar_size(int(self._offsets[last]), int(self._sizes[last]))
+        expected = tar_size(int(self._offsets[last]) + padded(int(self._sizes[last])))
         try:
             with path.open("rb") as file:
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
