@@ -93,12 +93,29 @@ def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:
     return index
 
 
-def read_index(folder: Path, split: str) -> pa.Table:
-    """The rows of a split."""
+def read_index(folder: Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a split.
+
+    Args:
+        columns: those that are wanted, all by default. Names of shards and formats then come as dictionaries.
+    """
+    fields = SCHEMA if columns is None else [_as_dictionary(SCHEMA.field(name)) for name in columns]
+    repeated = [field.name for field in fields if pa.types.is_dictionary(field.type)]
     try:
-        return pq.read_table(folder / INDEX_FILE, filters=[("split", "=", split)], schema=SCHEMA)
+        return pq.read_table(
+            folder / INDEX_FILE,
+            columns=columns,
+            filters=[("split", "=", split)],
+            schema=pa.schema([*fields, *([] if columns is None else [SCHEMA.field("split")])]),
+            read_dictionary=repeated,
+        )
     except (OSError, pa.ArrowInvalid) as error:
         raise DamagedShard(f"cannot read {folder / INDEX_FILE}: {error}") from error
+
+
+def _as_dictionary(field: pa.Field) -> pa.Field:
+    """Of names that many rows share, a number each and the names once."""
+    return field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.name in ("shard", "format") else field
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from stages.images.tar import member, padded, tar_size
 from stages.images.tiles import Corner
 from stages.sources.candidates import SPLITS, Candidate
 
-PROCESSES_FROM = 10_000
+PROCESSES_FROM = 20_000
 PROCESSES_FROM_BYTES = 50_000_000
 """Fewer images, of fewer bytes together, are packed before another process has started."""
 
