@@ -58,12 +58,18 @@ def make(folder: Path, kind: str, count: int) -> None:
         (folder / f"{number % 10}/{number:06d}.jpg").write_bytes(content)
 
 
-def chunks_of(root: Path, files: list[str], folder: Path, images_per_shard: int, short_side: int) -> list[Chunk]:
-    """The work of packing them, as the stage `shard` cuts it; a file's folder is its class."""
-    candidates = [
+def candidates_of(files: list[str]) -> list[Candidate]:
+    """What a source makes of them: a file's folder is its class."""
+    return [
         Candidate(f"{number:07d}/{file}", file, "train", (file.rpartition("/")[0] or "photo",))
         for number, file in enumerate(files)
     ]
+
+
+def chunks_of(
+    root: Path, candidates: list[Candidate], folder: Path, images_per_shard: int, short_side: int
+) -> list[Chunk]:
+    """The work of packing them, as the stage `shard` cuts it."""
     storage = Storage(short_side, 16 * short_side, 95, BACKGROUND)
     classes = sorted({name for one in candidates for name in one.labels})
     return make_chunks(
@@ -75,7 +81,7 @@ def chunks_of(root: Path, files: list[str], folder: Path, images_per_shard: int,
 def write_shards(root: Path, files: list[str], folder: Path, images_per_shard: int, short_side: int) -> None:
     """An artifact of the stage `shard` with one split, `train`."""
     folder.mkdir(parents=True)
-    chunks = chunks_of(root, files, folder, images_per_shard, short_side)
+    chunks = chunks_of(root, candidates_of(files), folder, images_per_shard, short_side)
     index = write_index(folder, [one.rows for one in pack(chunks, 2, lambda count: None)])
     split = {
         "samples": index.num_rows,

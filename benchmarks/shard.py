@@ -7,7 +7,7 @@ ShardWriter has no processes of its own, so `two processes` is two of it, each w
 
 `stage` is the whole stage `shard` in a process of its own: listing the folder, fingerprints, splits, packing, index,
 without the search for near-duplicates; and `memory` what packing adds to the memory of that process at its peak, for
-two numbers of images, which should be alike: only rows of the index remain, about 100 bytes an image.
+several numbers of images: what is left of an image is its row of the index, some 150 bytes.
 """
 
 import multiprocessing
@@ -16,23 +16,25 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import webdataset as wds
 
 import pipeline.cli
 from benchmarks.harness import TOP, Comparison, Row, Work, alternate, arguments, peak_bytes, report
-from benchmarks.image_files import SMALL, chunks_of, find_or_make, make
-from stages.images.packing import pack
+from benchmarks.image_files import SMALL, candidates_of, chunks_of, find_or_make, make
+from stages.images.packing import Chunk, pack
+from stages.sources.candidates import Candidate
 
-Writing = Callable[[Path, list[str], Path, int], None]
-"""An adapter: of files below a root, shards in a folder, by so many processes."""
+Writing = Callable[[Path, list[Candidate], Path, int], None]
+"""An adapter: of files below a root, listed with their classes, shards in a folder, by so many processes."""
 
 IMAGES_PER_SHARD = 10_000
 PEER, PEERS = "ShardWriter", "ShardWriter, two processes"
 
 
-def ours(root: Path, files: list[str], folder: Path, processes: int) -> None:
+def ours(root: Path, files: list[Candidate], folder: Path, processes: int) -> None:
     """Write shards of the files."""
     chunks = chunks_of(root, files, folder, IMAGES_PER_SHARD, 512)
     with as_under_simclr():
@@ -51,7 +53,7 @@ def as_under_simclr() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def shard_writer(root: Path, files: list[str], folder: Path, processes: int) -> None:
+def shard_writer(root: Path, files: list[Candidate], folder: Path, processes: int) -> None:
     """Write shards of the files."""
     if processes == 1:
         write_part(root, files, folder, 0)
@@ -70,14 +72,15 @@ def shard_writer(root: Path, files: list[str], folder: Path, processes: int) -> 
         assert process.exitcode == 0, f"exit code {process.exitcode}"
 
 
-def write_part(root: Path, files: list[str], folder: Path, first: int) -> None:
-    labels = {name: str(label).encode() for label, name in enumerate(sorted({one.split("/")[0] for one in files}))}
+def write_part(root: Path, files: list[Candidate], folder: Path, first: int) -> None:
+    names = sorted({one.labels[0] for one in files})
+    labels = {name: str(label).encode() for label, name in enumerate(names)}
     pattern = str(folder / f"{first:07d}-%06d.tar")
     with wds.ShardWriter(pattern, maxcount=IMAGES_PER_SHARD, verbose=0, encoder=False) as writer:
         for number, file in enumerate(files, first):
-            with open(root / file, "rb", buffering=0) as image:
+            with open(f"{root}/{file.image}", "rb", buffering=0) as image:
                 content = image.read()
-            writer.write({"__key__": f"{number:09d}", "jpg": content, "cls": labels[file.split("/")[0]]})
+            writer.write({"__key__": f"{number:09d}", "jpg": content, "cls": labels[file.labels[0]]})
 
 
 def stage(folder: Path, scratch: Path) -> None:
@@ -92,9 +95,18 @@ def stage(folder: Path, scratch: Path) -> None:
         )  # fmt: skip
 
 
-def peak_of_packing(root: str, files: list[str], *, warm_up: bool) -> None:
+def peak_of_packing(root: str, files: list[Candidate], *, warm_up: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ours(Path(root), files[:100] if warm_up else files, Path(folder), 1)
+        if warm_up:
+            # The list of files is there before, as the source gives it.
+            listed[:] = chunks_of(Path(root), files, Path(folder), IMAGES_PER_SHARD, 512)
+        chunks = [replace(one, path=Path(folder) / one.path.name) for one in listed]
+        if warm_up:
+            chunks = [replace(chunks[0], candidates=chunks[0].candidates[:100])]
+        list(pack(chunks, 1, lambda count: None))
+
+
+listed: list[Chunk] = []
 
 
 def main() -> None:
@@ -103,7 +115,8 @@ def main() -> None:
     comparison = Comparison("shard", "images/s", f"{count:,} files, two processes", runs=runs)
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
-        root, files, what = find_or_make(SMALL, given.data, count, scratch)
+        root, found, what = find_or_make(SMALL, given.data, count, scratch)
+        files = candidates_of(found)
 
         def writing(adapter: Writing, processes: int) -> Work:
             def work() -> None:
