@@ -27,7 +27,7 @@ from torch import nn
 
 from benchmarks import lightly_simclr
 from benchmarks.harness import Comparison, Row, arguments, report
-from benchmarks.image_files import write_jpegs
+from benchmarks.image_files import make
 from stages.models import build_encoder
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -146,8 +146,8 @@ def main() -> None:
     runs, windows = (1, 2) if given.quick else (5, 4)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        small = given.data / "train" if given.data else write_jpegs(folder / "small", 2048, 32, 32)
-        large = write_jpegs(folder / "large", 256, 128, 128)
+        small = given.data / "train" if given.data else make(folder / "small", 2048, 32, 32)
+        large = make(folder / "large", 256, 128, 128)
         cases = [
             Case("resnet10-width-16-32px", "resnet10", 16, 32, 256, small, windows, 8),
             Case("resnet18-96px", "resnet18", 64, 96, 32 if given.quick else 64, large, windows, 2),

@@ -98,11 +98,14 @@ def test_statistics_are_of_the_stored_training_pixels(tmp_path: Path, run_stage:
     assert np.allclose(statistics["std"], pixels.std(axis=1), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("who", ["both", "the other"])
 def test_bytes_do_not_depend_on_processes_or_place(
-    tmp_path: Path, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch, who: str
 ):
     monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
-    monkeypatch.setattr(packing, "IMAGES_IN_PART", 3)
+    monkeypatch.setattr(packing, "PARTS_PER_PROCESS", 6)
+    if who == "the other":  # or this process, which works while the other starts, is done before it has begun
+        monkeypatch.setattr(packing._Work, "take_back", lambda work: False)
     folder = make_folder(tmp_path / "images")
     (folder / "cat/broken.jpg").write_bytes(b"\xff\xd8\xff")
     settings = {"images_per_shard": 7, "max_rejected": 0.1, "val_fraction": 0.1}

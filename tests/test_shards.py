@@ -5,6 +5,7 @@ import tarfile
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.writer import TarWriter
 
 from stages.images import DamagedShard, open_shards, packing
 from stages.images.decode import decode_rgb
@@ -33,7 +35,9 @@ def image_file(pixels: np.ndarray, kind: str) -> bytes:
     return file.getvalue()
 
 
-def write_shards(folder: Path, images: list[tuple[bytes, str | None]], images_per_shard: int = 100) -> list[Packed]:
+def write_shards(
+    folder: Path, images: list[tuple[bytes, str | None]], images_per_shard: int = 100, storage_side: int = 64
+) -> list[Packed]:
     """Shards of a training split, from (image file, class)."""
     folder.mkdir(parents=True, exist_ok=True)
     candidates = [
@@ -46,7 +50,7 @@ def write_shards(folder: Path, images: list[tuple[bytes, str | None]], images_pe
         ["train"] * len(images),
         classes,
         root=None,
-        storage=STORAGE,
+        storage=replace(STORAGE, max_short_side=storage_side, max_long_side=storage_side),
         images_per_shard=images_per_shard,
         folder=folder,
     )
@@ -183,6 +187,17 @@ def test_webdataset_reads_the_shards(mixed: Path):
         assert int(sample.get("cls", b"-1")) == shards.labels[position]
 
 
+def test_tars_are_those_that_webdataset_writes(mixed: Path):
+    for path in sorted(mixed.glob("train-*.tar")):
+        with path.open("rb") as stream:
+            samples = list(group_by_keys(tar_file_expander([{"url": path.name, "stream": stream}])))
+        written = io.BytesIO()
+        with TarWriter(written, encoder=False, compress=False, mtime=0) as writer:
+            for sample in samples:
+                writer.write(sample)
+        assert written.getvalue() == path.read_bytes()
+
+
 # Damage
 
 
@@ -301,6 +316,44 @@ def test_statistics_of_large_images_do_not_overflow():
     assert sums.squares == (255**2 * 1_100_000,) * 3
 
 
+@settings(max_examples=25)
+@given(st.lists(pictures, max_size=30), st.integers(1, 500))
+def test_sums_of_many_images_are_those_of_each(images: list[np.ndarray], pixels_at_once: int):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(packing, "PIXELS_AT_ONCE", pixels_at_once)
+        running = packing._RunningSums(3)
+        for pixels in images:
+            running.add(pixels)
+    pixels = values = squares = 0
+    for row in (row.tolist() for image in images for row in image.reshape(-1, 3)):
+        pixels += 1
+        values += row[1]
+        squares += row[1] ** 2
+    total = running.total()
+    assert (total.pixels, total.values[1], total.squares[1]) == (pixels, values, squares)
+    assert running.total() == total
+
+
+def test_a_process_that_packs_loads_no_torch():
+    program = (
+        "import sys, stages.images.packing; print([name for name in ('torch', 'webdataset') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_what_reads_shards_is_there_when_it_is_asked_for():
+    program = (
+        "from stages.images import Batch, Sample, Shards, open_shards; import stages.images as images; images.nothing"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.endswith("AttributeError: module 'stages.images' has no attribute 'nothing'\n")
+
+
 def test_a_chunk_without_a_readable_image_leaves_no_tar(tmp_path: Path):
     (packed,) = write_rejected(tmp_path, [b"", b"no image"])
     assert packed.rows.num_rows == 0
@@ -332,6 +385,45 @@ def chunks_of_one_file(folder: Path, content: bytes, lengths: list[int]) -> list
         )
         for number, length in enumerate(lengths)
     ]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 3 * 2**20])
+def test_files_are_read_in_full(tmp_path: Path, size: int):
+    content = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
+    (tmp_path / "file").write_bytes(content)
+    assert packing._read_file(str(tmp_path / "file")) == content
+
+
+def test_a_folder_in_the_place_of_a_file_is_rejected(tmp_path: Path):
+    (tmp_path / "a.jpg").mkdir()
+    chunk = Chunk(tmp_path / "0.tar", "train", 0, [Candidate("a.jpg", "a.jpg")], [()], tmp_path, STORAGE)
+    packed = pack_chunk(chunk, lambda count: None)
+    assert [tuple(one) for one in packed.rejected] == [("a.jpg", "cannot be opened: Is a directory")]
+
+
+def test_progress_is_told_and_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packing, "SECONDS_BETWEEN_NEWS", 0)
+    (chunk,) = chunks_of_one_file(tmp_path, image_file(np.zeros((4, 4, 3), np.uint8), "PNG"), [7])
+    counted: list[int] = []
+    pack_chunk(chunk, counted.append)
+    assert counted == [1] * 7 + [0]
+    monkeypatch.setattr(packing, "SECONDS_BETWEEN_NEWS", 1000)
+    counted.clear()
+    pack_chunk(chunk, counted.append)
+    assert counted == [7]
+
+
+@pytest.mark.parametrize("who", ["both", "the other"])
+def test_progress_of_processes_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str):
+    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    if who == "the other":
+        monkeypatch.setattr(packing._Work, "take_back", lambda work: False)
+    chunks = chunks_of_one_file(tmp_path, image_file(np.zeros((4, 4, 3), np.uint8), "PNG"), [70] * 9)
+    counted: list[int] = []
+    packed = list(pack(chunks, 2, counted.append))
+    assert [one.chunk for one in packed] == chunks
+    assert sum(counted) == sum(one.images for one in packed) == 9 * 70
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image", *(chunk.path.name for chunk in chunks)]
 
 
 def test_a_file_that_cannot_be_opened_is_rejected(tmp_path: Path):
@@ -385,8 +477,11 @@ def test_few_large_images_are_worth_processes(tmp_path: Path, monkeypatch: pytes
     assert not packing._is_large(chunks)
 
 
-def test_leaving_off_stops_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("who", ["both", "the other"])
+def test_leaving_off_stops_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str):
     monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    if who == "the other":
+        monkeypatch.setattr(packing._Work, "take_back", lambda work: False)
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
     chunks = chunks_of_one_file(tmp_path, image_file(noise, "PNG"), [1, 2000])
     counted = []
@@ -412,6 +507,7 @@ from test_shards import chunks_of_one_file, image_file
 import numpy as np
 
 packing.PROCESSES_FROM = 0
+packing._Work.take_back = lambda work: False  # the other process does it all, so there is one
 content = image_file(np.zeros((4, 4, 3), np.uint8), "PNG")
 packed = packing.pack(chunks_of_one_file(Path({folder!r}), content, [1, 1]), 2, lambda count: None)
 next(packed)

@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -37,14 +39,13 @@ class Storage:
     tile: Tile | None = None
     max_pixels: int = MAX_PIXELS
 
-    @property
+    @cached_property
     def reading(self) -> Reading:
         """How images are decoded for this storage."""
         return Reading(self.background, self.channels, self.window, self.max_pixels)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """An image as a shard holds it.
 
     Attributes:
@@ -99,7 +100,7 @@ def encode_samples(content: bytes, storage: Storage) -> Iterator[tuple[Corner | 
     for top, left in tile_corners(height, width, storage.tile):
         pixels = image.pixels[top : top + storage.tile.size, left : left + storage.tile.size]
         yield (top, left), _store(pixels, image, storage)
-        image = replace(image, window_use=None)  # or it would count once for each tile
+        image = image._replace(window_use=None)  # or it would count once for each tile
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

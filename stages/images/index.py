@@ -1,11 +1,11 @@
 """The index of an artifact of shards: where every sample lies, and what it must be."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,8 +14,6 @@ SUMMARY_FILE = "shards.json"
 REJECTED_FILE = "rejected.jsonl"
 FORMAT = 1
 NO_LABEL = -1
-TAR_BLOCK = 512
-TAR_RECORD = 20 * TAR_BLOCK
 
 SCHEMA = pa.schema(
     [
@@ -90,27 +88,34 @@ def describe_groups_and_labels(index: pa.Table) -> dict[str, Any]:
 def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:
     """Number all rows in the order given, and write them; returns the index."""
     rows = pa.concat_tables(tables)
-    index = rows.add_column(0, SCHEMA.field("id"), pa.array(range(rows.num_rows), pa.int64())).cast(SCHEMA)
+    index = rows.add_column(0, SCHEMA.field("id"), pa.array(np.arange(rows.num_rows))).cast(SCHEMA)
     pq.write_table(index, folder / INDEX_FILE, compression="zstd")
     return index
 
 
-def read_index(folder: Path, split: str) -> pa.Table:
-    """The rows of a split."""
+def read_index(folder: Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a split.
+
+    Args:
+        columns: those that are wanted, all by default. Names of shards and formats then come as dictionaries.
+    """
+    fields = SCHEMA if columns is None else [_as_dictionary(SCHEMA.field(name)) for name in columns]
+    repeated = [field.name for field in fields if pa.types.is_dictionary(field.type)]
     try:
-        return pq.read_table(folder / INDEX_FILE, filters=[("split", "=", split)], schema=SCHEMA)
+        return pq.read_table(
+            folder / INDEX_FILE,
+            columns=columns,
+            filters=[("split", "=", split)],
+            schema=pa.schema([*fields, *([] if columns is None else [SCHEMA.field("split")])]),
+            read_dictionary=repeated,
+        )
     except (OSError, pa.ArrowInvalid) as error:
         raise DamagedShard(f"cannot read {folder / INDEX_FILE}: {error}") from error
 
 
-def padded(size: int) -> int:
-    """Bytes that a member's content of `size` bytes takes in a tar."""
-    return math.ceil(size / TAR_BLOCK) * TAR_BLOCK
-
-
-def tar_size(offset: int, size: int) -> int:
-    """Bytes of a tar whose last member's content has `size` bytes from `offset` on: two empty blocks follow."""
-    return math.ceil((offset + padded(size) + 2 * TAR_BLOCK) / TAR_RECORD) * TAR_RECORD
+def _as_dictionary(field: pa.Field) -> pa.Field:
+    """Of names that many rows share, a number each and the names once."""
+    return field.with_type(pa.dictionary(pa.int32(), pa.string())) if field.name in ("shard", "format") else field
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

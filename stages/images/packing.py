@@ -11,36 +11,54 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-from webdataset.writer import TarWriter
 
 from stages.images.encode import Storage, Stored, encode_samples
-from stages.images.index import NO_LABEL, Row, padded, rows_table, tar_size
+from stages.images.index import NO_LABEL, Row, rows_table
 from stages.images.reading import UnreadableImage, WindowUse
+from stages.images.tar import member, padded, tar_size
 from stages.images.tiles import Corner
 from stages.sources.candidates import SPLITS, Candidate
 
-PROCESSES_FROM = 2_000
-PROCESSES_FROM_BYTES = 100_000_000
+PROCESSES_FROM = 20_000
+PROCESSES_FROM_BYTES = 50_000_000
 """Fewer images, of fewer bytes together, are packed before another process has started."""
 
 CANNOT_BE_OPENED = "cannot be opened: "
 NOT_THERE = CANNOT_BE_OPENED + os.strerror(errno.ENOENT)
 """Of reasons why an image is rejected, that of a file that does not exist."""
 
-IMAGES_IN_PART = 100
-"""What a process does at a time, at most."""
+PARTS_PER_PROCESS = 32
+"""What a set is cut into, so that all processes have work until the end; no part is more than a tar."""
+
+WORKS_AHEAD = 4
+"""Parts for each process, in work or waiting: what is sent does not grow with the number of images."""
+
+SECONDS_BETWEEN_NEWS = 0.1
+"""Of progress."""
+
+BYTES_TO_WRITE = 2**18
+"""What is collected of a tar before it is written."""
+
+BYTES_AT_ONCE = 2**16
+"""Of a file, at first: memory for as many is taken whatever its size."""
+
+PIXELS_AT_ONCE = 2**16
+"""Of small images that are summed together."""
+PIXELS_IN_ROW, ROWS_AT_ONCE = 32, 2**11
+"""How sums over them are taken; 2 ** 16 squares are the most of which 32 bits hold the sum."""
 
 
 class Rejected(NamedTuple):
@@ -88,13 +106,18 @@ class PixelSums:
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> "PixelSums":
-        """Of one image, uint8 [H, W, C]."""
-        flat = pixels.reshape(-1, pixels.shape[2])
-        values, squares = np.zeros((2, pixels.shape[2]), dtype=np.int64)
-        for start in range(0, len(flat), 2**20):  # in parts: int64 takes eight times the memory
-            channels = flat[start : start + 2**20].T.astype(np.int64, order="C")
-            values += channels.sum(axis=1)
-            squares += np.einsum("cp,cp->c", channels, channels)
+        """Of pixels, uint8 [..., C]."""
+        flat = pixels.reshape(-1, pixels.shape[-1])
+        channels = flat.shape[1]
+        values, squares = np.zeros((2, channels), dtype=np.int64)
+        # Pixels side by side, so that sums run over long rows; and in parts, which stay in the cache.
+        whole = len(flat) - len(flat) % PIXELS_IN_ROW
+        rows = flat[:whole].reshape(-1, PIXELS_IN_ROW * channels)
+        for part in (*np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE) or 1), flat[whole:]):
+            numbers = part.astype(np.uint16)
+            values += numbers.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.int64)
+            numbers *= numbers  # 255 ** 2 is a number of 16 bits
+            squares += numbers.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.int64)
         return cls(len(flat), tuple(values.tolist()), tuple(squares.tolist()))
 
     def __add__(self, other: "PixelSums") -> "PixelSums":
@@ -175,7 +198,7 @@ def pack(chunks: Sequence[Chunk], workers: int, advance: Callable[[int], None]) 
     """Write the tars of all chunks; yields what became of each, in order.
 
     Args:
-        workers: processes; a small set is packed in this one.
+        workers: processes, this one among them; a small set is packed in this one alone.
         advance: called with the number of images done since the last call.
     """
     if workers > 1 and _is_large(chunks):
@@ -187,52 +210,88 @@ def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
     """Write one tar, or none where no image can be read."""
     rows: list[Row] = []
     rejected: list[Rejected] = []
-    sums = PixelSums.of_none(chunk.storage.channels)
+    sums = _RunningSums(chunk.storage.channels)
     window_use = WindowUse()
-    images = copied = 0
-    # A fixed time (TarWriter's owners are fixed): equal samples give equal bytes.
-    with (
-        chunk.path.open("wb") as file,
-        TarWriter(file, encoder=False, compress=False, mtime=0) as writer,
-    ):
+    images = copied = end = told = 0
+    told_at = time.monotonic()
+    with chunk.path.open("wb", buffering=BYTES_TO_WRITE) as file:
         for place, candidate in enumerate(chunk.candidates):
             try:
                 for corner, stored in encode_samples(_read(candidate, chunk.root), chunk.storage):
-                    rows.append(_write(writer, chunk, place, corner, stored))
+                    members, row = _sample(chunk, place, corner, stored, end)
+                    file.write(members)
+                    end += len(members)
+                    rows.append(row)
                     if chunk.split == "train":
-                        sums += PixelSums.of(stored.pixels)
+                        sums.add(stored.pixels)
                     copied += stored.is_copied
-                    window_use += stored.window_use or WindowUse()
+                    if stored.window_use is not None:
+                        window_use += stored.window_use
                 images += 1
             except UnreadableImage as error:
                 rejected.append(Rejected(candidate.key, str(error)))
-            advance(1)
+            if (now := time.monotonic()) - told_at > SECONDS_BETWEEN_NEWS:
+                advance(place + 1 - told)
+                told, told_at = place + 1, now
+        file.truncate(tar_size(end))
+    advance(len(chunk.candidates) - told)
     if not rows:
         chunk.path.unlink()
-    return Packed(chunk, rows_table(rows), rejected, sums, copied, images, window_use)
+    return Packed(chunk, rows_table(rows), rejected, sums.total(), copied, images, window_use)
 
 
-def _write(writer: TarWriter, chunk: Chunk, place: int, corner: Corner | None, stored: Stored) -> Row:
-    """Write a sample of the candidate at `place`; its row. A tile has its corner in the key and its image as group."""
+class _RunningSums:
+    """Sums over many images. Small ones are put together first: one by one, that takes longer than decoding them."""
+
+    def __init__(self, channels: int):
+        self._sums = PixelSums.of_none(channels)
+        self._buffer = np.empty((PIXELS_AT_ONCE, channels), dtype=np.uint8)
+        self._filled = 0
+
+    def add(self, pixels: np.ndarray) -> None:
+        """uint8 [H, W, C]"""
+        flat = pixels.reshape(-1, pixels.shape[2])
+        if self._filled + len(flat) > PIXELS_AT_ONCE:
+            self._empty()
+        if len(flat) > PIXELS_AT_ONCE:
+            self._sums += PixelSums.of(flat)
+            return
+        self._buffer[self._filled : self._filled + len(flat)] = flat
+        self._filled += len(flat)
+
+    def total(self) -> PixelSums:
+        """Of all images until now."""
+        self._empty()
+        return self._sums
+
+    def _empty(self) -> None:
+        self._sums += PixelSums.of(self._buffer[: self._filled])
+        self._filled = 0
+
+
+def _sample(chunk: Chunk, place: int, corner: Corner | None, stored: Stored, start: int) -> tuple[bytes, Row]:
+    """A sample of the candidate at `place`: its part of the tar, which starts at `start`, and its row.
+
+    A tile has its corner in the key and its image as group.
+    """
     candidate, labels = chunk.candidates[place], chunk.labels[place]
     name, key, group = f"{chunk.first_number + place:09d}", candidate.key, candidate.group
     if corner is not None:
         name, key = f"{name}-{corner[0]}-{corner[1]}", f"{key}#{corner[0]},{corner[1]}"
         group = candidate.key if group is None else group
-    sample = {"__key__": name, stored.format: stored.content}
     label = labels[0] if len(labels) == 1 else NO_LABEL
+    members = member(f"{name}.{stored.format}", stored.content)
+    # As TarWriter sorts them: `cls` and `classes.json` come before the names of images.
     if label != NO_LABEL:
-        sample["cls"] = str(label).encode()
+        members = member(f"{name}.cls", str(label).encode()) + members
     elif labels:
-        sample["classes.json"] = json.dumps(labels).encode()
-    writer.write(sample)
+        members = member(f"{name}.classes.json", json.dumps(labels).encode()) + members
     size = len(stored.content)
-    # `cls` and `classes.json` come before the names of images, so the image is the last that was written.
-    offset = writer.tarstream.offset - padded(size)
+    offset = start + len(members) - padded(size)
     height, width = stored.pixels.shape[:2]
     digest = xxhash.xxh3_64_intdigest(stored.content)
     place_in_tar = (chunk.path.name, key, offset, size, stored.format)
-    return Row(chunk.split, *place_in_tar, label, labels, group, height, width, digest)
+    return members, Row(chunk.split, *place_in_tar, label, labels, group, height, width, digest)
 
 
 def _read(candidate: Candidate, root: Path | None) -> bytes:
@@ -241,10 +300,21 @@ def _read(candidate: Candidate, root: Path | None) -> bytes:
     try:
         if not isinstance(candidate.image, str):
             return candidate.image.read()
-        with open(os.path.join(root or "", candidate.image), "rb") as file:
-            return file.read()
+        return _read_file(os.path.join(root or "", candidate.image))
     except OSError as error:
         raise UnreadableImage(f"{CANNOT_BE_OPENED}{error.strerror or error}") from error
+
+
+def _read_file(path: str) -> bytes:
+    """For small files in two thirds of the time that file objects take."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts = []
+        while part := os.read(descriptor, BYTES_AT_ONCE if not parts else 16 * BYTES_AT_ONCE):
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 # Several processes
@@ -270,7 +340,9 @@ def _size(candidate: Candidate, root: Path | None) -> int:
 
 
 def cut(chunk: Chunk, length: int) -> list[Chunk]:
-    """The work of a tar as that of parts of `length` images, in files beside it."""
+    """The work of a tar as that of parts of up to `length` images, in files beside it where they are several."""
+    if len(chunk.candidates) <= length:
+        return [chunk]
     return [
         replace(
             chunk,
@@ -285,6 +357,8 @@ def cut(chunk: Chunk, length: int) -> list[Chunk]:
 
 def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
     """One tar of its parts, which are deleted: byte for byte what `pack_chunk` writes."""
+    if [part.chunk for part in parts] == [chunk]:
+        return parts[0]
     tables = [rows_table([])]
     end = 0
     with chunk.path.open("wb") as whole:
@@ -302,7 +376,7 @@ def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
             tables.append(pa.table({name: columns.get(name, rows[name]) for name in rows.column_names}))
             end += rows["offset"][-1].as_py() + padded(rows["size"][-1].as_py())
             whole.seek(end)  # over the empty blocks that end the part
-        whole.truncate(tar_size(end, 0))
+        whole.truncate(tar_size(end))
     if not end:
         chunk.path.unlink()
     return Packed(
@@ -321,28 +395,85 @@ _progress: "Synchronized[int] | None" = None  # in a worker process: images done
 
 
 def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[[int], None]) -> Iterator[Packed]:
+    """The others take parts of tars from the front, this process from the back of the first tar that is not done.
+
+    It works while they start, and a set of small images is often packed by then.
+    """
     context = multiprocessing.get_context("spawn")
     progress = context.Value("q", 0)
     shown = 0
-    # Where images are few and large, in parts so short that all processes have work until the end.
-    length = min(IMAGES_IN_PART, math.ceil(sum(len(chunk.candidates) for chunk in chunks) / (4 * workers)))
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(progress,))
+
+    def show(own: int) -> None:
+        nonlocal shown
+        done = progress.value
+        advance(own + done - shown)
+        shown = done
+
+    length = math.ceil(sum(len(chunk.candidates) for chunk in chunks) / (PARTS_PER_PROCESS * workers))
+    executor = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(progress,))
+    pending: deque[tuple[Chunk, list[_Work]]] = deque()
     try:
-        pending = deque(
-            (chunk, [executor.submit(_pack_in_worker, part) for part in cut(chunk, length)]) for chunk in chunks
-        )
+        for chunk in chunks:
+            pending.append((chunk, [_Work.submit(executor, part) for part in cut(chunk, length)]))
+            while sum(not work.is_done for _, works in pending for work in works) >= WORKS_AHEAD * workers:
+                _work_on(pending, show)
+                yield from _join_first(pending)
         while pending:
-            chunk, parts = pending.popleft()
-            while wait(parts, timeout=0.2).not_done:
-                done = progress.value
-                advance(done - shown)
-                shown = done
-            yield join(chunk, [part.result() for part in parts])
-        advance(progress.value - shown)
+            _work_on(pending, show)
+            yield from _join_first(pending)
+        show(0)
     finally:
         with progress.get_lock():
             progress.value = STOPPED
         executor.shutdown(cancel_futures=True)
+
+
+@dataclass
+class _Work:
+    """A part of a tar, which another process does unless this one takes it back."""
+
+    part: Chunk
+    future: "Future[Packed]"
+    result: Packed | None = None
+
+    @classmethod
+    def submit(cls, executor: ProcessPoolExecutor, part: Chunk) -> "_Work":
+        return cls(part, executor.submit(_pack_in_worker, *_to_send(part)))
+
+    @property
+    def is_done(self) -> bool:
+        return self.result is not None or (self.future.done() and not self.future.cancelled())
+
+    def take_back(self) -> bool:
+        """Whether no process has begun with it; from then on none will."""
+        return self.result is None and self.future.cancel()
+
+    def packed(self) -> Packed:
+        return self.result or replace(self.future.result(), chunk=self.part)
+
+
+def _work_on(pending: Iterable[tuple[Chunk, list[_Work]]], show: Callable[[int], None]) -> None:
+    """Do a part that no process has begun with, or wait a little where there is none."""
+    own = next((work for _, works in pending for work in reversed(works) if work.take_back()), None)
+    if own is not None:
+        own.result = pack_chunk(own.part, show)
+    else:
+        first = next((work.future for _, works in pending for work in works if not work.is_done), None)
+        wait([first] if first is not None else [], timeout=0.2)
+    show(0)
+
+
+def _join_first(pending: deque[tuple[Chunk, list[_Work]]]) -> Iterator[Packed]:
+    """The tars that are done, up to the first that is not."""
+    while pending and all(work.is_done for work in pending[0][1]):
+        chunk, works = pending.popleft()
+        yield join(chunk, [work.packed() for work in works])
+
+
+def _to_send(part: Chunk) -> tuple[Chunk, list[tuple[Any, ...]]]:
+    """A part and the fields of its candidates: frozen dataclasses take as long to pickle as an image to decode."""
+    fields = [(one.key, one.image, one.split, one.labels, one.group) for one in part.candidates]
+    return replace(part, candidates=[]), fields
 
 
 def _start_worker(progress: "Synchronized[int]") -> None:
@@ -360,8 +491,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _pack_in_worker(chunk: Chunk) -> Packed:
-    return pack_chunk(chunk, _advance_in_worker)
+def _pack_in_worker(part: Chunk, candidates: list[tuple[Any, ...]]) -> Packed:
+    packed = pack_chunk(replace(part, candidates=[Candidate(*fields) for fields in candidates]), _advance_in_worker)
+    return replace(packed, chunk=part)
 
 
 def _advance_in_worker(count: int) -> None:

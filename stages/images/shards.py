@@ -1,7 +1,7 @@
 """Reading samples from shards: memory-mapped tars, an index, a hash checked on every read."""
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,17 @@ import xxhash
 from torch import Tensor
 
 from stages.images.decode import decode_stored
-from stages.images.index import DamagedShard, read_index, read_summary, tar_size
+from stages.images.index import DamagedShard, read_index, read_summary
+from stages.images.tar import padded, tar_size
 
 THREADS_FROM_PIXELS = 96 * 96
 """Smaller images are decoded sooner than threads hand over the interpreter."""
+
+PARTS_PER_THREAD = 4
+"""Of a batch, so that no thread waits long for another that got larger images."""
+
+SCALES = (8, 4, 2)
+"""What libjpeg divides the sides of an image by while it decodes (rounding up) in less time than it takes for all."""
 
 
 class Sample(NamedTuple):
@@ -48,11 +55,11 @@ class Batch(NamedTuple):
 class Shards:
     """The samples of one split, by position. Any number of threads may read at once.
 
+    About 60 bytes a sample are held in memory; what training does not need (keys, groups, lists of labels) is read from
+    the index when it is first asked for.
+
     Attributes:
         labels: int64 [n], -1 without one, or with several (see `label_lists`).
-        groups: int64 [n], equal for samples of one group (a patient, a video, the tiles of an image); a sample without
-            one has a number of its own.
-        has_groups: whether a sample of this split has a declared group.
         channels: of every image: 3 is RGB, 1 is grey.
         sample_ids: int64 [n], positions in the index of all splits.
         classes: names; a label is a position in this list.
@@ -64,24 +71,26 @@ class Shards:
         if split not in summary["splits"]:
             raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(summary['splits'])}")
         expected = summary["splits"][split]
-        self._index = read_index(folder, split)
-        if self._index.num_rows != expected["samples"]:
-            raise DamagedShard(f"the index in {folder} has {self._index.num_rows} samples of {expected['samples']}")
+        index = read_index(
+            folder, split, ["id", "shard", "offset", "size", "format", "label", "height", "width", "xxh3"]
+        )
+        if index.num_rows != expected["samples"]:
+            raise DamagedShard(f"the index in {folder} has {index.num_rows} samples of {expected['samples']}")
         self.folder, self.split = folder, split
         self.classes: list[str] = summary["classes"]
         self.canvas: tuple[int, int] = (expected["max_height"], expected["max_width"])
         self.channels: int = summary.get("channels", 3)
-        self.labels = torch.from_numpy(self._column("label").astype(np.int64))
-        self.sample_ids = torch.from_numpy(self._column("id").copy())
-        self.groups = self.sample_ids[_first_of_group(self._index["group"])]
-        self.has_groups = self._index["group"].null_count < len(self._index)
-        self._offsets, self._sizes, self._hashes = self._column("offset"), self._column("size"), self._column("xxh3")
-        self._formats = self._column("format").astype("U3")
-        self._shapes = np.stack([self._column("height"), self._column("width")], axis=1).astype(np.int64)
-        tars = self._index["shard"].combine_chunks().dictionary_encode()
-        self._shard_names: list[str] = tars.dictionary.to_pylist()
-        self._shard_numbers = tars.indices.to_numpy()
-        self._shards = [self._open(number) for number in range(len(self._shard_names))]
+        self.labels = torch.from_numpy(index["label"].to_numpy().astype(np.int64))
+        self.sample_ids = torch.from_numpy(index["id"].to_numpy().copy())
+        self._offsets, self._bytes, self._hashes = (index[name].to_numpy() for name in ("offset", "size", "xxh3"))
+        self._shapes = np.stack([index["height"].to_numpy(), index["width"].to_numpy()], axis=1)  # int32 [n, 2]
+        self._formats, self._format_numbers = _names_and_numbers(index["format"])
+        self._shard_names, self._shard_numbers = _names_and_numbers(index["shard"])
+        # The last of equal numbers stays: where the last sample of each tar stands.
+        last = np.zeros(len(self._shard_names), dtype=np.int64)
+        last[self._shard_numbers] = np.arange(len(self))
+        self._shards = [self._open(name, at) for name, at in zip(self._shard_names, last.tolist(), strict=True)]
+        self._canvases: dict[int | None, tuple[int, int]] = {None: self.canvas}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -89,82 +98,146 @@ class Shards:
     def __getitem__(self, position: int) -> Sample:
         """Raises IndexError, and DamagedShard where the bytes are not those that were written."""
         at = int(self._checked([position])[0])
-        height, width = self._shapes[at]
-        pixels = np.zeros((1, height, width, self.channels), dtype=np.uint8)
-        self._decode(pixels, np.array([at]))
+        height, width = self._shapes[at].tolist()
+        pixels = np.empty((1, height, width, self.channels), dtype=np.uint8)
+        self._decode(pixels, np.array([at]), None)
         image = torch.from_numpy(pixels[0]).permute(2, 0, 1)
         return Sample(image, int(self.labels[at]), int(self.sample_ids[at]), self._key(at))
 
-    def batch(self, indices: Sequence[int] | np.ndarray | Tensor, workers: int = 1) -> Batch:
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray | Tensor,
+        workers: int = 1,
+        least_side: int | None = None,
+        out: np.ndarray | None = None,
+    ) -> Batch:
         """Read and decode the samples at these positions.
 
         Args:
             indices: positions in the split, any order, repetitions allowed.
             workers: threads that decode; where images are small, one does all, because that is faster.
+            least_side: JPEGs are decoded at a half, a quarter or an eighth, as long as their shorter side keeps that
+                many pixels; `sizes` and the canvas are then those of what was decoded.
+            out: uint8 [B or more, H, W, C], as large as `canvas_at` says, whose first B images the batch is written
+                over; memory of its own without.
 
         Raises:
             IndexError: a position lies outside.
             DamagedShard: bytes are not those that were written; names shard and sample.
         """
         positions = self._checked(indices)
-        height, width = self.canvas
-        images = np.zeros((len(positions), height, width, self.channels), dtype=np.uint8)
+        height, width = self.canvas_at(least_side)
+        if out is None:
+            out = np.empty((len(positions), height, width, self.channels), dtype=np.uint8)
+        images = out[: len(positions)]
+        assert images.shape == (len(positions), height, width, self.channels), "memory of another size"
         if workers == 1 or height * width < THREADS_FROM_PIXELS:
-            self._decode(images, positions)
+            self._decode(images, positions, least_side)
         else:
-            parts = zip(np.array_split(images, workers), np.array_split(positions, workers), strict=True)
+            count = PARTS_PER_THREAD * workers
+            parts = zip(np.array_split(images, count), np.array_split(positions, count), strict=True)
             with ThreadPoolExecutor(workers) as threads:
-                for done in [threads.submit(self._decode, *part) for part in parts]:
+                for done in [threads.submit(self._decode, *part, least_side) for part in parts]:
                     done.result()
+        return self.as_batch(images, positions, least_side)
+
+    def as_batch(self, images: np.ndarray, positions: np.ndarray, least_side: int | None = None) -> Batch:
+        """Images that are decoded already, uint8 [B, H, W, C], with what is known of them."""
         return Batch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             labels=self.labels[positions],
-            sizes=torch.from_numpy(self._shapes[positions]),
+            sizes=torch.from_numpy(self._sizes(positions, least_side).astype(np.int64)),
             sample_ids=self.sample_ids[positions],
         )
+
+    def canvas_at(self, least_side: int | None) -> tuple[int, int]:
+        """(height, width) of the images of a batch: of the largest that are decoded with this `least_side`."""
+        if least_side not in self._canvases:
+            height, width = self._sizes(np.arange(len(self)), least_side).max(axis=0, initial=1).tolist()
+            self._canvases[least_side] = (height, width)
+        return self._canvases[least_side]
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """int64 [n], equal for samples of one group (a patient, a video, the tiles of an image); a sample without one
+        has a number of its own.
+        """
+        return self.sample_ids[_first_of_group(self._group_column)]
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether a sample of this split has a declared group."""
+        return self._group_column.null_count < len(self)
 
     @cached_property
     def keys(self) -> list[str]:
         """Path of each image relative to the source, [n]."""
-        return self._index["key"].to_pylist()
+        return self._key_column.to_pylist()
 
     @cached_property
     def label_lists(self) -> list[list[int]]:
         """All labels of each sample, [n]."""
-        return self._index["labels"].to_pylist()
+        return self._column("labels").to_pylist()
 
     @cached_property
     def group_names(self) -> list[str | None]:
         """The declared group of each sample, [n]; None without one."""
-        return self._index["group"].to_pylist()
+        return self._group_column.to_pylist()
 
-    def _decode(self, images: np.ndarray, positions: np.ndarray) -> None:
-        """Decode the samples at `positions` [B] into `images`, zeros of uint8 [B, H, W, C]."""
-        canvas = images.shape[1:3]
-        places: Iterable[tuple[int, int, int, int, int, str, list[int]]] = zip(
-            positions.tolist(),
+    def _decode(self, images: np.ndarray, positions: np.ndarray, least_side: int | None) -> None:
+        """Decode the samples at `positions` [B] into `images`, uint8 [B, H, W, C], zeros around each."""
+        canvas_height, canvas_width = images.shape[1:3]
+        scratch = np.empty(0, dtype=np.uint8)
+        sizes = self._sizes(positions, least_side)
+        starts = self._offsets[positions]
+        for image, shard, start, end, digest, kind, (height, width), position in zip(
+            images,
             self._shard_numbers[positions].tolist(),
-            self._offsets[positions].tolist(),
-            self._sizes[positions].tolist(),
+            starts.tolist(),
+            (starts + self._bytes[positions]).tolist(),
             self._hashes[positions].tolist(),
-            self._formats[positions].tolist(),
-            self._shapes[positions].tolist(),
+            self._format_numbers[positions].tolist(),
+            sizes.tolist(),
+            positions.tolist(),
             strict=True,
-        )
-        for image, (position, shard, offset, size, digest, kind, (height, width)) in zip(images, places, strict=True):
-            content = self._shards[shard][offset : offset + size]
+        ):
+            content = self._shards[shard][start:end]
             if xxhash.xxh3_64_intdigest(content) != digest:
                 raise self._damaged(position, "its bytes do not match their hash")
-            fills = kind == "jpg" and (height, width) == canvas
+            # Whole rows of the canvas can be decoded in place. Others come by way of memory that is used again: what
+            # is fresh from the system takes longer than the copy.
+            if width == canvas_width:
+                buffer = image
+            elif len(scratch):
+                buffer = scratch
+            else:
+                buffer = scratch = np.empty(images[0].size, dtype=np.uint8)
+            least_size = (0, 0) if least_side is None else (height, width)
             try:
-                pixels = decode_stored(content, kind, buffer=image if fills else None)
+                pixels = decode_stored(content, self._formats[kind], buffer, least_size)
             except (ValueError, OSError, SyntaxError) as error:
                 raise self._damaged(position, f"it cannot be decoded ({error})") from error
             if pixels.shape != (height, width, self.channels):
                 height, width, channels = pixels.shape
                 raise self._damaged(position, f"it is {width} x {height} pixels large, of {channels} channels")
-            if not fills:
+            if buffer is not image or self._formats[kind] != "jpg":
                 image[:height, :width] = pixels
+            if height < canvas_height:
+                image[height:] = 0
+            if width < canvas_width:
+                image[:height, width:] = 0
+
+    def _sizes(self, positions: np.ndarray, least_side: int | None) -> np.ndarray:
+        """Height and width of the samples as they are decoded, int32 [B, 2]."""
+        shapes = self._shapes[positions]
+        if least_side is None:
+            return shapes
+        shorter = shapes.min(axis=1)
+        divisor = np.ones_like(shorter)
+        for scale in reversed(SCALES):
+            divisor[-(-shorter // scale) >= least_side] = scale
+        is_jpeg = np.array([name == "jpg" for name in self._formats])[self._format_numbers[positions]]
+        return np.where(is_jpeg[:, None], -(-shapes // divisor[:, None]), shapes)
 
     def _checked(self, indices: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
         positions = np.asarray(indices, dtype=np.int64)
@@ -172,17 +245,24 @@ class Shards:
             raise IndexError(f"positions in {self.split} must be from 0 to {len(self) - 1}")
         return positions
 
-    def _column(self, name: str) -> np.ndarray:
-        return self._index[name].to_numpy()
+    @cached_property
+    def _key_column(self) -> pa.ChunkedArray:
+        return self._column("key")
+
+    @cached_property
+    def _group_column(self) -> pa.ChunkedArray:
+        return self._column("group")
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return read_index(self.folder, self.split, [name])[name]
 
     def _key(self, position: int) -> str:
-        return self._index["key"][position].as_py()
+        return self._key_column[position].as_py()
 
-    def _open(self, number: int) -> memoryview:
-        """Map a tar into memory, and hold its size against the index."""
-        path = self.folder / self._shard_names[number]
-        last = np.flatnonzero(self._shard_numbers == number)[-1]
-        expected = tar_size(int(self._offsets[last]), int(self._sizes[last]))
+    def _open(self, name: str, last: int) -> memoryview:
+        """Map a tar into memory, and hold its size against the index, in which its last sample stands at `last`."""
+        path = self.folder / name
+        expected = tar_size(int(self._offsets[last]) + padded(int(self._bytes[last])))
         try:
             with path.open("rb") as file:
                 view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -197,6 +277,16 @@ class Shards:
         return DamagedShard(
             f"{self.folder / shard}: sample {int(self.sample_ids[position])} ({self._key(position)}) is damaged: {what}"
         )
+
+
+def _names_and_numbers(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """A column of few different names: the names, and for each row which of them, int32 [n]."""
+    whole = column.unify_dictionaries().combine_chunks()
+    numbers = whole.indices.to_numpy()
+    is_used = np.zeros(len(whole.dictionary), dtype=bool)  # names of other splits are there as well
+    is_used[numbers] = True
+    names = whole.dictionary.filter(pa.array(is_used)).to_pylist()
+    return names, (np.cumsum(is_used, dtype=np.int32) - 1)[numbers]
 
 
 def _first_of_group(groups: pa.ChunkedArray) -> np.ndarray:
