@@ -17,8 +17,8 @@ from torch import Tensor
 from stages.evaluation.cross_entropy import Problem
 from stages.evaluation.lbfgs import Evaluation, History, minimise
 
-FIRST_SPACING = math.log(10)
-"""Between the penalties that are solved first, in the logarithm, at least."""
+SPACING_ALONE, SPACING_TOGETHER = math.log(10), math.log(100)
+"""Between the penalties that are solved first, in the logarithm, at least: one after the other, or side by side."""
 REACH = 3
 """Solved penalties, on either side, that a start is interpolated from."""
 ROWS_OF_WEIGHTS = 512
@@ -56,7 +56,7 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
     at_once = _at_once(problem, size)
     batches = [
         torch.tensor(wave[begin : begin + at_once], device=start.device)
-        for wave in _waves(logs.tolist())
+        for wave in _waves(logs.tolist(), SPACING_ALONE if at_once == 1 else SPACING_TOGETHER)
         for begin in range(0, len(wave), at_once)
     ]
     for batch in batches:
@@ -94,14 +94,14 @@ def _at_once(problem: Problem, size: int) -> int:
     return max(1, small, ROWS_OF_WEIGHTS // problem.classes)
 
 
-def _waves(logs: Sequence[float]) -> list[list[int]]:
+def _waves(logs: Sequence[float], spacing: float) -> list[list[int]]:
     """Positions on a descending path: some, well apart, then those halfway between what there is.
 
     Every other wave runs backwards, so that where one ends the next begins.
     """
     first = [0]
     for place, log in enumerate(logs):
-        if logs[first[-1]] - log >= FIRST_SPACING * (1 - 1e-6):
+        if logs[first[-1]] - log >= spacing * (1 - 1e-6):
             first.append(place)
     if first[-1] != len(logs) - 1:
         first.append(len(logs) - 1)
