@@ -43,6 +43,7 @@ class Problem:
             counts = torch.bincount(targets, minlength=classes)
             self.absent[index, counts > 0] = 0
             self.shares[index] = counts / len(part)
+        self.prior_losses = torch.special.entr(self.shares.double()).sum(1)  # without weights, [S]
         self.variances = torch.stack([
             F.pad((part * part).mean(0), (0, columns - part.shape[1])) for part in features
         ])  # fmt: skip
@@ -51,7 +52,11 @@ class Problem:
         """No weights, and the biases that fit the class counts: the solution of an infinite penalty, [S, K]."""
         sets, _, columns = self.features.shape
         variables = self.features.new_zeros(sets, self.classes, columns + 1)
-        variables[..., -1] = torch.where(self.shares > 0, self.shares.log(), 0)
+        present = self.shares > 0
+        biases = torch.where(present, self.shares.log(), 0)
+        # With mean zero, so that equal ones are 0, and do not drown what weights of a millionth tell.
+        biases -= biases.sum(1, keepdim=True) / present.sum(1, keepdim=True)
+        variables[..., -1] = torch.where(present, biases, 0)
         return variables.flatten(1)
 
     def penalised(self) -> Tensor:

@@ -131,22 +131,26 @@ class Minimum:
 def minimise(
     evaluate: Callable[[Tensor, Tensor], Evaluation],
     start: Tensor,
+    baseline: Tensor,
     tolerance: float,
     max_iterations: int,
     history: History | None = None,
 ) -> Minimum:
     """Minimise S convex problems of K variables each, all at once, from `start` [S, K].
 
-    A problem is converged when its value is estimated to be within `tolerance` (relative) of its minimum, by half the
-    Newton decrement, and the last step gained no more than that either.
+    A problem is converged when its value is estimated to be within `tolerance` of its minimum, relative to the minimum
+    or to how far that lies below the baseline, whichever is less, by half the Newton decrement, and the last step
+    gained no more than that either.
 
     Args:
         evaluate: value, gradient and rough Hessian diagonal, of points [A, K] of the problems int64 [A].
+        baseline: [S], float64: a value that is reached without effort. Where the minimum is hardly below it, that
+            little is what is asked for.
         max_iterations: evaluations after which the problems that are left count as not converged.
         history: what is known of their Hessians, S of them; it is used up.
     """
     left = torch.arange(len(start), device=start.device)
-    descent = _Descent(start, evaluate(start, left), history or History(len(start), start), tolerance)
+    descent = _Descent(start, evaluate(start, left), history or History(len(start), start), baseline, tolerance)
     found = Minimum(
         torch.empty_like(start),
         torch.empty_like(descent.value),
@@ -168,15 +172,16 @@ def minimise(
             staying = torch.where(~descent.done)[0]
             left = left[staying]
             descent.select(staying)
-        descent.advance(evaluate(descent.trial(), left), tolerance)
+        descent.advance(evaluate(descent.trial(), left))
     return found
 
 
 class _Descent:
     """The problems that are not done: where they are, where they go, and each line search in a bracket of its own."""
 
-    def __init__(self, start: Tensor, now: Evaluation, history: History, tolerance: float):
+    def __init__(self, start: Tensor, now: Evaluation, history: History, baseline: Tensor, tolerance: float):
         self.point, self.value, self.history = start, now.value, history
+        self.baseline, self.tolerance = baseline, tolerance
         history.rescale(now.curvature.sqrt())
         # Gradient and direction are of the variables multiplied by the metric.
         self.gradient = now.gradient / history.metric
@@ -184,7 +189,7 @@ class _Descent:
         self.length = start.new_ones(len(start))
         self.low, self.high = torch.zeros_like(self.length), torch.full_like(self.length, torch.inf)
         # The starting point is judged on its gradient alone, hence more strictly.
-        self.converged = self._gap() <= 0.1 * tolerance * self.value
+        self.converged = self._gap() <= 0.1 * self._allowed()
         self.done = self.converged
         self.restarted = torch.zeros_like(self.done)
 
@@ -198,11 +203,11 @@ class _Descent:
     def trial(self) -> Tensor:
         return self.point + self.length[:, None] * self.direction / self.history.metric
 
-    def advance(self, then: Evaluation, tolerance: float) -> None:
+    def advance(self, then: Evaluation) -> None:
         """Judge the trial point, go there if it is good enough, and choose the next one."""
         gradient = then.gradient / self.history.metric
         slope, slope_then = (torch.linalg.vecdot(one, self.direction) for one in (self.gradient, gradient))
-        noise = 2 * torch.finfo(gradient.dtype).eps * self.value.abs()
+        noise = 2 * self._rounding()
         decreased = (then.value <= self.value + DECREASE * (self.length * slope).double()) | (
             (then.value <= self.value + noise) & (slope_then <= (2 * DECREASE - 1) * slope)
         )
@@ -225,8 +230,8 @@ class _Descent:
         self.length = torch.where(renewed, 1, self.length)
         self.low, self.high = torch.where(renewed, 0, self.low), torch.where(renewed, torch.inf, self.high)
         self.direction = torch.where(renewed[:, None], self.history.direction(self.gradient), self.direction)
-        limit = tolerance * self.value
-        self.converged = accepted & (gain <= limit) & (self._gap() <= limit)
+        allowed = self._allowed()
+        self.converged = accepted & (gain <= torch.maximum(allowed, noise)) & (self._gap() <= allowed)
         self.done = self.done | self.converged
 
     def _narrow(self, decreased: Tensor, accepted: Tensor) -> None:
@@ -243,6 +248,14 @@ class _Descent:
         if largest > DRIFT**0.5 or smallest < DRIFT**-0.5:
             self.history.rescale(metric)
             self.gradient, self.direction = self.gradient / factor, self.direction * factor
+
+    def _rounding(self) -> Tensor:
+        return torch.finfo(self.point.dtype).eps * self.value.abs()
+
+    def _allowed(self) -> Tensor:
+        """How far above their minima the problems may end [A]."""
+        below = torch.maximum(self.baseline - self.value, self._rounding())
+        return self.tolerance * torch.minimum(self.value, below)
 
     def _gap(self) -> Tensor:
         """How far above their minima the problems are [A]: half the Newton decrement, by the better of two metrics."""

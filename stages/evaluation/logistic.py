@@ -81,8 +81,9 @@ def fit_logistic_path(
         standardise: divide each dimension by its standard deviation over these rows (leaving out constant ones) before
             it is penalised; the weights that come back are for the features as given all the same.
         max_iterations: evaluations of the objective for one penalty.
-        tolerance: relative distance of the objective from its minimum that ends the descent, as estimated (half the
-            Newton decrement); the true distance stays within about 30 times that, on separable data at the worst.
+        tolerance: distance of the objective from its minimum that ends the descent, as estimated (half the Newton
+            decrement), relative to the minimum or to what the weights gain over none, whichever is less; the true
+            distance stays within about 30 times that, on separable data at the worst.
 
     Raises:
         ValueError: shapes, labels or penalties that do not fit, or features that are not finite.

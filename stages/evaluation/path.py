@@ -78,7 +78,9 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
         ) -> Evaluation:
             return problem.evaluate(variables, of[places], at[places])
 
-        minimum = minimise(evaluate, starts.transpose(0, 1).flatten(0, 1), tolerance, max_iterations, history)
+        starts = starts.transpose(0, 1).flatten(0, 1)
+        baseline = problem.prior_losses.repeat_interleave(len(batch))
+        minimum = minimise(evaluate, starts, baseline, tolerance, max_iterations, history)
         points[batch] = minimum.point.view(sets, len(batch), size).transpose(0, 1)
         values[batch] = minimum.value.view(sets, -1).T
         iterations[batch], converged[batch] = minimum.iterations.view(sets, -1).T, minimum.converged.view(sets, -1).T
