@@ -70,6 +70,36 @@ def test_same_objective_and_accuracy_as_scikit_learn_over_ten_decades(make, dtyp
         assert accuracy == pytest.approx(model.score(features.double().numpy(), labels.numpy()), abs=1 / len(labels))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_penalties_that_leave_next_to_nothing_still_rank_the_classes(dtype):
+    """The weights are down to a millionth; with equal numbers of each class they alone decide."""
+    features, labels = blobs(600, 20, 5, 0.2, dtype=dtype)
+    penalties = [1e5, 1e4, 1e3, 1e2, 1e1]
+    path = fit_logistic_path(features, labels, penalties)
+    assert path.converged.all()
+    for index, penalty in enumerate(penalties):
+        model = reference(features, labels, penalty)
+        predicted = torch.from_numpy(model.predict(features.double().numpy()))
+        assert (path.predict(features)[index] == predicted).double().mean() > 0.99
+        torch.testing.assert_close(
+            path.weights[index].double(), torch.from_numpy(model.coef_), rtol=1e-2, atol=1e-2 * model.coef_.std()
+        )
+
+
+def test_a_long_path_equals_its_parts_alone_and_may_repeat_penalties():
+    """Solved between others, and by itself from nothing."""
+    features, labels = digits()
+    features, labels = features[:400], labels[:400]
+    penalties = np.logspace(-6, 3, 28).tolist()
+    path = fit_logistic_path(features, labels, [*penalties, penalties[5], penalties[5]])
+    assert path.converged.all()
+    for index in (0, 5, 13, 20, 27):
+        alone = fit_logistic_path(features, labels, [penalties[index]])
+        torch.testing.assert_close(path.objectives[index], alone.objectives[0], rtol=3e-5, atol=0)
+    assert torch.equal(path.weights[-1], path.weights[5])
+    assert torch.equal(path.weights[-2], path.weights[5])
+
+
 @pytest.mark.parametrize("penalty", [1.0, 0.1, 0.01])
 def test_same_weights_as_scikit_learn_where_they_are_well_determined(penalty):
     features, labels = blobs(400, 6, 3, 0.5, dtype=torch.float64)

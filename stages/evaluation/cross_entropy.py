@@ -14,8 +14,6 @@ from stages.evaluation.lbfgs import Evaluation
 
 CHUNK_ELEMENTS = 2**21
 """Features, or logits, that are at work at once."""
-WIDE = 512
-"""Dimensions from which the product with rows first is quicker, the transposition of its result included (measured)."""
 
 
 class Problem:
@@ -45,6 +43,7 @@ class Problem:
             counts = torch.bincount(targets, minlength=classes)
             self.absent[index, counts > 0] = 0
             self.shares[index] = counts / len(part)
+        self.prior_losses = torch.special.entr(self.shares.double()).sum(1)  # without weights, [S]
         self.variances = torch.stack([
             F.pad((part * part).mean(0), (0, columns - part.shape[1])) for part in features
         ])  # fmt: skip
@@ -53,7 +52,11 @@ class Problem:
         """No weights, and the biases that fit the class counts: the solution of an infinite penalty, [S, K]."""
         sets, _, columns = self.features.shape
         variables = self.features.new_zeros(sets, self.classes, columns + 1)
-        variables[..., -1] = torch.where(self.shares > 0, self.shares.log(), 0)
+        present = self.shares > 0
+        biases = torch.where(present, self.shares.log(), 0)
+        # With mean zero, so that equal ones are 0, and do not drown what weights of a millionth tell.
+        biases -= biases.sum(1, keepdim=True) / present.sum(1, keepdim=True)
+        variables[..., -1] = torch.where(present, biases, 0)
         return variables.flatten(1)
 
     def penalised(self) -> Tensor:
@@ -62,57 +65,70 @@ class Problem:
         mask[:, -1] = 0
         return mask.flatten()
 
-    def evaluate(self, variables: Tensor, penalty: float) -> Evaluation:
-        """Objective, gradient and rough Hessian diagonal at [S, K]: two products over the rows."""
-        sets, rows, columns = self.features.shape
-        variables = variables.view(sets, self.classes, columns + 1)
-        weights, biases = variables[..., :-1].contiguous(), variables[..., -1:] + self.absent[..., None]
-        value = penalty / 2 * weights.double().pow(2).sum((1, 2))
-        gradient = torch.zeros_like(variables)
-        slope = penalty * weights
-        slope_biases = value.new_zeros(sets, self.classes)
+    def evaluate(self, variables: Tensor, sets: Tensor, penalties: Tensor) -> Evaluation:
+        """Objectives, gradients and rough Hessian diagonals of A problems: two products over the rows of all sets.
+
+        Args:
+            variables: [A, K].
+            sets: int64 [A], increasing: whose rows.
+            penalties: [A].
+        """
+        count, rows, columns = self.features.shape
+        variables = variables.view(len(sets), self.classes, columns + 1)
+        # The problems of one set stand side by side, in P slots: [S, P * C, R] times [S, R, n] is one product a set.
+        slots = torch.arange(len(sets), device=sets.device) - torch.searchsorted(sets, sets)
+        width = int(slots.max()) + 1
+        packed = variables.new_zeros(count, width, self.classes, columns + 1)
+        packed[sets, slots] = variables
+        packed[..., -1] += self.absent[:, None]
+        weights = packed[..., :-1].flatten(1, 2)
+        biases = packed[..., -1:].flatten(1, 2)
+        slope = torch.zeros_like(weights)
+        slope_biases = weights.new_zeros(count, width, self.classes, dtype=torch.float64)
+        value = weights.new_zeros(count, width, dtype=torch.float64)
         spread = torch.zeros_like(value)
-        size = max(256, CHUNK_ELEMENTS // (sets * max(columns, self.classes)))
+        size = max(256, CHUNK_ELEMENTS // (count * max(columns, width * self.classes)))
         for begin in range(0, rows, size):
             part = slice(begin, begin + size)
-            features, row_weights = self.features[:, part], self.row_weights[:, part]
-            logits = _logits(features, weights, biases)
-            loss, chunk_spread = _softmax(logits, self.labels[:, None, part], row_weights[:, None])
+            features, row_weights = self.features[:, part], self.row_weights[:, None, None, part]
+            logits = torch.baddbmm(biases, weights, features.mT)  # [S, P * C, n]
+            by_class = logits.view(count, width, self.classes, -1)
+            labels = self.labels[:, None, None, part].expand(-1, width, -1, -1)
+            loss, chunk_spread = _softmax(by_class, labels, row_weights)
             value += loss
             spread += chunk_spread
             slope.baddbmm_(logits, features)
-            slope_biases += logits.sum(2, dtype=torch.float64)
-        gradient[..., :-1], gradient[..., -1] = slope, slope_biases
+            slope_biases += by_class.sum(3, dtype=torch.float64)
+        value, spread, slope_biases = value[sets, slots], spread[sets, slots], slope_biases[sets, slots]
+        weights, slope = variables[..., :-1], slope.view(count, width, self.classes, columns)[sets, slots]
+        value += penalties / 2 * weights.double().square().sum((1, 2))
+        penalties = penalties.to(weights.dtype)[:, None, None]
+        gradient, curvature = torch.empty_like(variables), torch.empty_like(variables)
+        gradient[..., :-1], gradient[..., -1] = torch.add(slope, penalties * weights), slope_biases
         mean_spread = (spread / self.classes).clamp_min(1e-12).to(weights.dtype)[:, None, None]
-        variances = F.pad(self.variances, (0, 1), value=1.0)[:, None]
-        curvature = (mean_spread * variances).expand_as(variables) + penalty * self.penalised().view_as(variables[0])
+        curvature[..., :-1], curvature[..., -1:] = mean_spread * self.variances[sets, None] + penalties, mean_spread
         return Evaluation(value, gradient.flatten(1), curvature.clamp_min(1e-30).flatten(1))
 
 
-def _logits(features: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
-    """[S, n, R], [S, C, R], [S, C, 1] -> [S, C, n]"""
-    if features.shape[2] < WIDE:
-        return torch.baddbmm(biases, weights, features.transpose(1, 2))
-    return torch.baddbmm(biases.transpose(1, 2), features, weights.transpose(1, 2)).transpose(1, 2).contiguous()
-
-
 def _softmax(logits: Tensor, labels: Tensor, row_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits [S, C, n] in place into the derivative of the weighted cross-entropy by them.
+    """Turn logits [S, P, C, n] in place into the derivative of the weighted cross-entropy by them.
 
-    Returns the weighted cross-entropy [S] and the weighted sum of p (1 - p) over classes [S], both in float64.
+    Returns the weighted cross-entropy [S, P] and the weighted sum of p (1 - p) over classes, both in float64.
     """
-    logits -= logits.gather(1, labels)  # the label's own logit is 0 now
-    largest = logits.amax(1, keepdim=True)
+    own = logits.gather(2, labels)
+    largest = logits.amax(2, keepdim=True)
     logits.sub_(largest).exp_()
+    largest -= (
+        own  # of the label's own logit: exactly 0 where that is the largest, so that small losses keep their digits
+    )
     own = torch.exp(-largest)
-    logits.scatter_(1, labels, 0)
-    others = logits.sum(1, keepdim=True)
+    logits.scatter_(2, labels, 0)
+    others = logits.sum(2, keepdim=True)
     total = others + own
-    # own - 1 is exactly 0 where the label's logit is the largest, so that small losses keep their digits.
-    loss = ((largest + torch.log1p(others + (own - 1))) * row_weights).sum((1, 2), dtype=torch.float64)
+    loss = ((largest + torch.log1p(others + (own - 1))) * row_weights).sum((2, 3), dtype=torch.float64)
     missed = others / total
-    squares = (logits * logits).sum(1, keepdim=True) / (total * total)
-    spread = ((2 * missed - missed * missed - squares) * row_weights).sum((1, 2), dtype=torch.float64)
+    squares = (logits * logits).sum(2, keepdim=True) / (total * total)
+    spread = ((2 * missed - missed * missed - squares) * row_weights).sum((2, 3), dtype=torch.float64)
     logits *= row_weights / total
-    logits.scatter_(1, labels, -(missed * row_weights))
+    logits.scatter_(2, labels, -(missed * row_weights))
     return loss, spread

@@ -13,20 +13,19 @@ so that scikit-learn's C is 1 / (penalty * N). What makes it quick, none of whic
 - Small problems (folds of subsets) are solved side by side, S at a time.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from stages.evaluation.cross_entropy import Problem
-from stages.evaluation.lbfgs import History, minimise
+from stages.evaluation.path import Solutions, solve_path
 
-CURVATURE_PAIRS = 10
 LARGEST_ROTATION = 6000
 """Dimensions (or rows, if fewer) up to which features are rotated: the cost is cubic."""
+ROWS_FOR_AXES = 8192
+"""Rows, spread over all of them, that principal axes are found from; 16 for each dimension if that is more."""
 SMALLEST_VARIANCE = 1e-13
 """Of the largest: what is below is rounding, and left out when features are reduced to the space of their rows."""
 BATCH_ELEMENTS = 2**22
@@ -82,8 +81,9 @@ def fit_logistic_path(
         standardise: divide each dimension by its standard deviation over these rows (leaving out constant ones) before
             it is penalised; the weights that come back are for the features as given all the same.
         max_iterations: evaluations of the objective for one penalty.
-        tolerance: relative distance of the objective from its minimum that ends the descent, as estimated (half the
-            Newton decrement); the true distance stays within about 30 times that, on separable data at the worst.
+        tolerance: distance of the objective from its minimum that ends the descent, as estimated (half the Newton
+            decrement), relative to the minimum or to what the weights gain over none, whichever is less; the true
+            distance stays within about 30 times that, on separable data at the worst.
 
     Raises:
         ValueError: shapes, labels or penalties that do not fit, or features that are not finite.
@@ -121,9 +121,8 @@ def fit_logistic_paths(
     for rows, targets in zip(features, labels, strict=True):
         _check(rows, targets, classes)
     count = classes or 1 + max(int(targets.max()) for targets in labels)
-    order = sorted(range(len(penalties)), key=lambda index: -penalties[index])
-    descending = [float(penalties[index]) for index in order]
-    back = torch.tensor(order).argsort()
+    descending = sorted({float(penalty) for penalty in penalties}, reverse=True)
+    places = torch.tensor([descending.index(penalty) for penalty in penalties])
     paths: list[LogisticPath] = []
     batch: list[tuple[_Prepared, Tensor]] = []
     for index, (rows, targets) in enumerate(zip(features, labels, strict=True)):
@@ -131,8 +130,11 @@ def fit_logistic_paths(
         size = max(prepared.features.numel() for prepared, _ in batch)
         if index == len(features) - 1 or (len(batch) + 1) * size > BATCH_ELEMENTS:
             problem = Problem([one.features for one, _ in batch], [one for _, one in batch], count)
-            solutions = _walk(problem, descending, max_iterations, tolerance)
-            paths += [_unprepare(solutions, place, one, back) for place, (one, _) in enumerate(batch)]
+            solutions = solve_path(problem, descending, max_iterations, tolerance)
+            paths += [
+                _unprepare(solutions, index, one, penalties, places, problem.absent[index])
+                for index, (one, _) in enumerate(batch)
+            ]
             batch = []
     return paths
 
@@ -162,8 +164,13 @@ def principal_axes(features: Tensor, standardise: bool = False) -> Tensor | None
     if features.shape[1] > LARGEST_ROTATION:
         return None
     mean, scale = _mean_and_scale(features, standardise)
-    _, axes = torch.linalg.eigh(_product((features - mean).mul_(scale)))
-    return axes.to(features.dtype)
+    return _axes((features - mean).mul_(scale))
+
+
+def _axes(rows: Tensor) -> Tensor:
+    """Eigenvectors of the covariance of centred rows [N, D], or of as many as tell what it is about: [D, D]."""
+    few = max(ROWS_FOR_AXES, 16 * rows.shape[1])
+    return torch.linalg.eigh(_product(rows[:: max(1, len(rows) // few)])).eigenvectors.to(rows.dtype)
 
 
 def _mean_and_scale(features: Tensor, standardise: bool) -> tuple[Tensor, Tensor]:
@@ -180,7 +187,7 @@ def _prepare(features: Tensor, standardise: bool, axes: Tensor | None) -> _Prepa
     if min(count, dimensions) > LARGEST_ROTATION:
         return _Prepared(rows, None, mean, scale)
     if axes is None and dimensions <= count:
-        axes = torch.linalg.eigh(_product(rows)).eigenvectors.to(rows.dtype)
+        axes = _axes(rows)
     if axes is not None:
         return _Prepared(rows @ axes, axes, mean, scale)
     variances, left = torch.linalg.eigh(_product(rows.T))
@@ -217,50 +224,11 @@ def mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(deviation > 4 * torch.finfo(features.dtype).eps * mean.abs(), deviation, 0)
 
 
-@dataclass(frozen=True)
-class _Solutions:
-    """For S sets and P penalties in descending order."""
-
-    penalties: list[float]
-    variables: Tensor  # [P, S, C, R + 1]
-    objectives: Tensor  # [P, S]
-    iterations: Tensor  # [P, S]
-    converged: Tensor  # [P, S]
-    absent: Tensor  # [S, C]
-
-
-def _walk(problem: Problem, penalties: Sequence[float], max_iterations: int, tolerance: float) -> _Solutions:
-    """Solve for each penalty in turn, the largest first."""
-    points = [problem.start()]
-    penalised = problem.penalised()
-    history = History(CURVATURE_PAIRS, points[0])
-    minima = []
-    for index, penalty in enumerate(penalties):
-        start = points[-1]
-        if index:
-            history.add_to_hessian((penalty - penalties[index - 1]) * penalised)
-        if index >= 2:
-            # The solution moves evenly with the logarithm of the penalty, or not at all.
-            before, last = (math.log(penalties[at - 1] / penalties[at]) for at in (index - 1, index))
-            start = points[-1] + (min(last / before, 2) if before else 0) * (points[-1] - points[-2])
-        minimum = minimise(partial(problem.evaluate, penalty=penalty), start, history, tolerance, max_iterations)
-        points.append(minimum.point)
-        minima.append(minimum)
-    shape = (len(penalties), *problem.absent.shape, -1)
-    return _Solutions(
-        [*penalties],
-        torch.stack(points[1:]).view(shape),
-        torch.stack([minimum.value for minimum in minima]),
-        torch.stack([minimum.iterations for minimum in minima]),
-        torch.stack([minimum.converged for minimum in minima]),
-        problem.absent,
-    )
-
-
-def _unprepare(solutions: _Solutions, index: int, prepared: _Prepared, order: Tensor) -> LogisticPath:
-    """The solutions of one set, for the features as they were given and in the order that was asked for."""
-    variables = solutions.variables[order, index]  # [P, C, R + 1]
-    absent = solutions.absent[index]
+def _unprepare(
+    solutions: Solutions, index: int, prepared: _Prepared, penalties: Sequence[float], places: Tensor, absent: Tensor
+) -> LogisticPath:
+    """The solutions of one set, for the features as they were given and the penalties in the order they were."""
+    variables = solutions.variables[places, index]  # [P, C, R + 1]
     weights = variables[..., : prepared.features.shape[1]]
     if prepared.axes is not None:
         weights = weights @ prepared.axes.T
@@ -268,10 +236,10 @@ def _unprepare(solutions: _Solutions, index: int, prepared: _Prepared, order: Te
     biases = variables[..., -1].double() - weights.double() @ prepared.mean.double()
     biases -= biases[:, absent == 0].mean(1, keepdim=True)
     return LogisticPath(
-        torch.tensor(solutions.penalties, dtype=torch.float64)[order],
+        torch.tensor(penalties, dtype=torch.float64),
         weights,
         biases.to(weights.dtype) + absent,
-        solutions.objectives[order, index],
-        solutions.iterations[order, index],
-        solutions.converged[order, index],
+        solutions.objectives[places, index],
+        solutions.iterations[places, index],
+        solutions.converged[places, index],
     )

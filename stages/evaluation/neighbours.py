@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 TILE_QUERIES = 512
-TILE_GALLERY = 32768
+TILE_GALLERY = 65536
 LARGEST_VOTES = 2**24
 """Queries times classes whose votes are in memory at once."""
 
