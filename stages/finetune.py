@@ -94,6 +94,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     loss_of.to(run.device)
     views = load(start.policy, run.seed, run.device, views=1)
     batches = BatchLoader(shards, plan.schedule, settings.workers, run.rank, run.ranks)
+    run.say(batches.description)
     steps = min(settings.epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
     rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, plan.batch_size)
     warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)

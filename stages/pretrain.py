@@ -13,7 +13,7 @@ from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
 from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.images import Shards, open_shards
-from stages.images.loader import BatchLoader
+from stages.images.loader import BatchLoader, least_side_for
 from stages.images.order import order
 from stages.images.schedule import OnePerGroup, Shuffled
 from stages.losses import contrastive_accuracy, nt_xent
@@ -69,7 +69,10 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         schedule = OnePerGroup(run.seed, shards.groups.numpy(), batch_size)
     else:
         schedule = Shuffled(run.seed, len(shards), batch_size)
-    batches = BatchLoader(shards, schedule, settings.workers, run.rank, run.ranks)
+    # Large images of which small views are made need not be decoded whole.
+    least_side = least_side_for(policy.image_size, policy.crop_area, policy.crop_ratio)
+    batches = BatchLoader(shards, schedule, settings.workers, run.rank, run.ranks, least_side=least_side)
+    run.say(batches.description)
     epochs = settings.epochs_for(batches.steps_per_epoch)
     if settings.epochs is None:
         run.say(f"epochs are fitted: {epochs:,} of {batches.steps_per_epoch:,} steps")

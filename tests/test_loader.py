@@ -208,7 +208,7 @@ def test_a_loader_decodes_scaled(photographs: Shards, loading: Any, free_bytes: 
 
 
 def policy(image_size: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]) -> Policy:
-    nothing = dict.fromkeys(
+    nothing: dict[str, Any] = dict.fromkeys(
         (
             "horizontal_flip", "vertical_flip", "quarter_turns", "colour_jitter", "colour_strength", "brightness",
             "contrast", "saturation", "hue", "grey", "blur",

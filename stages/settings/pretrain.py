@@ -33,7 +33,7 @@ FITTED_BATCHES = ((64, 256), (128, 128))
 class Pretrain(StageSettings):
     """SimCLR: two views of each image, NT-Xent over the global batch (Chen et al. 2020)."""
 
-    stage_version: ClassVar[int] = 2
+    stage_version: ClassVar[int] = 3
     uses_ranks: ClassVar[bool] = True
     lower_for_memory: ClassVar[tuple[str, ...]] = ("batch_size", "views.image_size", "architecture.width")
 

@@ -21,7 +21,7 @@ class PenaltyPath(Settings):
 class Probe(StageSettings):
     """How good features are: logistic regression, nearest neighbours, and both with few labels."""
 
-    stage_version: ClassVar[int] = 3
+    stage_version: ClassVar[int] = 4
     lower_for_memory: ClassVar[tuple[str, ...]] = ("penalties.count", "folds")
 
     features: str = artifact("embed", description="features of all splits")
