@@ -13,9 +13,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from stages.images import near_duplicates, similar_pairs
+from stages.images import alignment, near_duplicates, similar_pairs
 from stages.images.alignment import aligned_distances
-from stages.images.fingerprints import SIDE, descriptors, mirrored, thumbnails
+from stages.images.fingerprints import SIDE, descriptors, mirrored, planes, thumbnails
 from stages.images.near_duplicates import SMALLEST_SIDE
 from stages.images.similar_pairs import LEAST_SIMILARITY, PARTNERS
 
@@ -288,6 +288,49 @@ def test_distance_is_symmetric_in_light_and_knows_the_mirror():
     darker = (images.float() * 0.6 + 30).round().to(torch.uint8)
     assert (aligned_distances(darker, images, as_they_are) - own).abs().max() < 0.05
     assert torch.equal(own, own.round(decimals=4))
+
+
+@pytest.mark.parametrize("most", [0.1, 0.15])
+def test_what_is_given_up_early_is_farther_than_was_asked_for(most: float):
+    """All pairs of scenes and their variants, mirrored or not: the same distances where they are small enough."""
+    images = scenes()
+    made = [small([make(image) for image in images]) for make in (reduced, *VARIANTS.values())]
+    first = made[0].repeat(len(made) * 2, 1, 1, 1)
+    second = torch.cat([*made, *(one.roll(1, 0) for one in made)])
+    for turned in (False, True):
+        is_mirrored = torch.full((len(first),), turned)
+        every, early = (
+            aligned_distances(first, second, is_mirrored),
+            aligned_distances(first, second, is_mirrored, most),
+        )
+        close = every <= most
+        assert close.sum() >= len(images)
+        assert torch.equal(early[close], every[close])
+        assert (early[~close] > most).all()
+        assert (early != every).any()
+
+
+def test_coarse_correlation_is_the_largest_of_a_loop_over_scales_and_shifts():
+    images = small([reduced(image) for image in scenes()])[:6]
+    moving, fixed = planes(images), planes(images.roll(1, 0))
+    found, poses = alignment._coarse(moving, fixed)
+    moving, fixed = (alignment._half_size(values).double() for values in (moving, fixed))
+    inner = alignment.WINDOW
+    for pair in range(len(images)):
+        best = []
+        for number, scale in enumerate(alignment.SCALES):
+            crop = alignment._crops()[number].double()
+            target = torch.stack([crop @ plane @ crop.T for plane in fixed[pair]])
+            target = target - target.mean((1, 2), keepdim=True)
+            for down in range(5):
+                for right in range(5):
+                    window = moving[pair, :, down : down + inner, right : right + inner]
+                    window = window - window.mean((1, 2), keepdim=True)
+                    value = float((window * target).sum() / (window.norm() * target.norm()))
+                    best.append((value, [scale, (right - 2) / 8, scale, (down - 2) / 8]))
+        value, pose = max(best)
+        assert found[pair].item() == pytest.approx(value, abs=1e-5)
+        torch.testing.assert_close(poses[pair], torch.tensor(pose))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 50), (200, 90)])

@@ -5,6 +5,7 @@ Evangelidis and Psarakis 2008), then the distance.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,10 @@ SCALES = (0.9, 1.0, 1.1)
 LEAST_CORRELATION = 0.75
 """Pairs that correlate less after the coarse search are given up: 1 in 200 of what is found without it."""
 
-STEPS = 7
+STEPS, FIRST_STEPS = 7, 3
+HOPE = 0.2
+"""By how much a distance after the first steps may exceed what is asked for; else the pair is given up. Of the
+3,906 pairs of CIFAR-10 within 0.15 that loses 3, of the 7,361 within 0.3 one."""
 LARGEST_SCALE, LARGEST_SHIFT = 1.25, 0.3
 """Bounds of the refinement; shifts as a share of half the side."""
 
@@ -35,11 +39,11 @@ CONTRAST_FLOOR = 0.005
 DOUBT = 30.0
 """Pixels' worth of evidence against a pair, of 1,024: images with next to nothing in them cannot be told apart."""
 
-PAIRS_AT_ONCE = 128
+PAIRS_AT_ONCE, REFINED_AT_ONCE = 128, 64
 """What stays in a processor's cache."""
 
 
-def aligned_distances(first: Tensor, second: Tensor, is_mirrored: Tensor) -> Tensor:
+def aligned_distances(first: Tensor, second: Tensor, is_mirrored: Tensor, most: float = 2.0) -> Tensor:
     """Distance of each pair after alignment, from nearly 0 (equal, up to light) over 1 (unrelated) to 2.
 
     One less the correlation of evened-out detail, so gain and offset of brightness, also slowly varying ones, and
@@ -48,22 +52,46 @@ def aligned_distances(first: Tensor, second: Tensor, is_mirrored: Tensor) -> Ten
     Args:
         first, second: uint8 [P, K, 32, 32], thumbnails.
         is_mirrored: bool [P]; the first of a pair is to be mirrored.
+        most: pairs that will hardly come as close as that are not refined to the end.
 
     Returns:
         float64 [P], rounded to 4 decimals; 1 where the coarse search gave a pair up.
     """
-    first = torch.where(is_mirrored[:, None, None, None], first.flip(-1), first)
+    first = first.clone()
+    first[is_mirrored] = first[is_mirrored].flip(-1)
     distances = torch.ones(len(first), dtype=torch.float64)
-    for start in range(0, len(first), PAIRS_AT_ONCE):
-        part = slice(start, start + PAIRS_AT_ONCE)
-        moving, fixed = planes(first[part]), planes(second[part])
-        correlation, poses = _coarse(moving, fixed)
-        kept = torch.where(correlation >= LEAST_CORRELATION)[0]
-        if len(kept):
-            moving, fixed = moving[kept], fixed[kept]
-            poses = _refine(_without_illumination(moving), _without_illumination(fixed), poses[kept])
-            distances[start + kept] = _distance(_evened(moving[:, :1]), _evened(fixed[:, :1]), poses).double()
+    if len(first) == 0:
+        return distances
+    parts = [
+        _coarse(planes(one), planes(other))
+        for one, other in zip(first.split(PAIRS_AT_ONCE), second.split(PAIRS_AT_ONCE), strict=True)
+    ]
+    correlation, poses = (torch.cat(one) for one in zip(*parts, strict=True))
+    fits = _Fits(poses, poses.clone(), torch.full_like(correlation, -2.0))
+    kept = torch.where(correlation >= LEAST_CORRELATION)[0]
+    # Few are left, and fewer after the first steps; together they fill batches again.
+    for steps in (FIRST_STEPS, STEPS - FIRST_STEPS):
+        for part in kept.split(REFINED_AT_ONCE):
+            moving, fixed = planes(first[part]), planes(second[part])
+            before = fits.of(part)
+            after = _refine(_without_illumination(moving), _without_illumination(fixed), before, steps)
+            for whole, refined in zip(fits, after, strict=True):
+                whole[part] = refined
+            distance = _distance(_evened(moving[:, :1]), _evened(fixed[:, :1]), after.best_poses)
+            distances[part] = distance.double()
+        kept = kept[distances[kept] <= most + HOPE]
     return distances.round(decimals=4)
+
+
+class _Fits(NamedTuple):
+    """Where the refinement is: the poses that are next, the best so far, [P, 4], and the correlations of these, [P]."""
+
+    poses: Tensor
+    best_poses: Tensor
+    best: Tensor
+
+    def of(self, pairs: Tensor) -> "_Fits":
+        return _Fits(*(one[pairs] for one in self))
 
 
 def _without_illumination(values: Tensor) -> Tensor:
@@ -84,13 +112,17 @@ def _evened(light: Tensor) -> Tensor:
 def _coarse(moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
     """The best of 3 scales and 5 x 5 shifts, by the middle of the second image: correlations [P] and poses [P, 4]."""
     moving, fixed = _half_size(moving), _half_size(fixed)
-    pairs, channels = moving.shape[:2]
+    pairs = len(moving)
+    crops = torch.einsum("sij,pcjk,slk->pscil", _crops(), fixed, _crops()).flatten(3)
+    crops = (crops - crops.mean(dim=3, keepdim=True)).flatten(2)  # [P, 3, K * 144]
+    crops = crops / crops.norm(dim=2, keepdim=True).clamp_min(1e-6)
     windows = moving.unfold(2, WINDOW, 1).unfold(3, WINDOW, 1).permute(0, 2, 3, 1, 4, 5)
     side = windows.shape[1]
-    windows = _unit(windows.reshape(pairs, side**2, channels, -1))  # [P, 25, K * 144]
-    crops = torch.einsum("sij,pcjk,slk->pscil", _crops(), fixed, _crops())
-    crops = _unit(crops.reshape(pairs, len(SCALES), channels, -1))  # [P, 3, K * 144]
-    best, place = torch.bmm(crops, windows.transpose(1, 2)).flatten(1).max(dim=1)
+    products = torch.bmm(crops, windows.reshape(pairs, side**2, -1).transpose(1, 2))  # [P, 3, 25]
+    # The crops have mean 0, so that those of the windows do not matter; their lengths come from sums over windows.
+    sums, squares = filtered(moving, _sums()), filtered(moving.square(), _sums())
+    lengths = (squares - sums.square() / WINDOW**2).sum(dim=1).clamp_min(0).sqrt().clamp_min(1e-6)  # [P, 5, 5]
+    best, place = (products / lengths.flatten(1)[:, None]).flatten(1).max(dim=1)
     scale = torch.tensor(SCALES)[place // side**2]
     place = place % side**2
     down, right = (place // side - side // 2) / (HALF / 2), (place % side - side // 2) / (HALF / 2)
@@ -98,14 +130,22 @@ def _coarse(moving: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _half_size(values: Tensor) -> Tensor:
-    halves = F.avg_pool1d(torch.eye(SIDE)[None], 2)[0].T  # [16, 32]
-    return filtered(values, halves @ blur(NOISE)) - filtered(values, halves @ blur(ILLUMINATION))
+    fine, slow = _halves()
+    return filtered(values, fine) - filtered(values, slow)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """[P, n, K, D] -> [P, n, K * D], without the mean of each channel, of unit length."""
-    vectors = (vectors - vectors.mean(dim=3, keepdim=True)).flatten(2)
-    return vectors / vectors.norm(dim=2, keepdim=True).clamp_min(1e-6)
+@lru_cache
+def _halves() -> tuple[Tensor, Tensor]:
+    """Half of 32 pixels, without noise; and the slow changes of light of them, [16, 32] each."""
+    halves = F.avg_pool1d(torch.eye(SIDE)[None], 2)[0].T
+    return halves @ blur(NOISE), halves @ blur(ILLUMINATION)
+
+
+@lru_cache
+def _sums() -> Tensor:
+    """Sums over 12 neighbours of 16 pixels of a row, at each of 5 places: [5, 16]."""
+    places = torch.arange(HALF) - torch.arange(HALF - WINDOW + 1)[:, None]
+    return ((places >= 0) & (places < WINDOW)).float()
 
 
 @lru_cache
@@ -115,12 +155,11 @@ def _crops() -> Tensor:
     return (1 - (places[:, :, None] - torch.arange(HALF)).abs()).clamp_min(0)
 
 
-def _refine(moving: Tensor, fixed: Tensor, poses: Tensor) -> Tensor:
-    """Gauss-Newton on scales and shifts; the pose of highest correlation on the way, [P, 4]."""
-    best = torch.full((len(moving),), -2.0)
-    best_poses = poses
+def _refine(moving: Tensor, fixed: Tensor, fits: _Fits, steps: int) -> _Fits:
+    """Gauss-Newton on scales and shifts, keeping the pose of highest correlation on the way."""
+    poses, best_poses, best = fits
     grid = _grid()
-    for _ in range(STEPS):
+    for _ in range(steps):
         warped, mask = _warp(moving, poses)
         image, target = _centred(warped, mask), _centred(fixed, mask)
         energy, product = image.square().sum((1, 2, 3)) + 1e-9, (image * target).sum((1, 2, 3))
@@ -144,7 +183,7 @@ def _refine(moving: Tensor, fixed: Tensor, poses: Tensor) -> Tensor:
         poses = poses + change.clamp(-0.1, 0.1)
         lowest = torch.tensor([1 / LARGEST_SCALE, -LARGEST_SHIFT] * 2)
         poses = poses.clamp(lowest, torch.tensor([LARGEST_SCALE, LARGEST_SHIFT] * 2))
-    return best_poses
+    return _Fits(poses, best_poses, best)
 
 
 def _distance(moving: Tensor, fixed: Tensor, poses: Tensor) -> Tensor:

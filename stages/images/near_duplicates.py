@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stages.images import similar_pairs
-from stages.images.alignment import PAIRS_AT_ONCE, aligned_distances
+from stages.images.alignment import aligned_distances
 from stages.images.fingerprints import SIDE, descriptors, thumbnails
 from stages.images.index import INDEX_FILE
 from stages.images.shards import open_shards
@@ -32,6 +32,7 @@ SMALLEST_SIDE = 16
 
 BATCH_BYTES = 2**26
 BATCH_IMAGES = 1024
+BATCH_PAIRS = 4096
 
 SCHEMA = pa.schema(
     [
@@ -211,9 +212,9 @@ def _close(
         steps: that `advance` is told of until all pairs are done.
     """
     done, told = 0, 0
-    for query, gallery, is_mirrored in zip(*(one.split(PAIRS_AT_ONCE) for one in pairs), strict=True):
+    for query, gallery, is_mirrored in zip(*(one.split(BATCH_PAIRS) for one in pairs), strict=True):
         first, second = (torch.from_numpy(small[ids.numpy()]) for ids in (query, gallery))
-        distances = aligned_distances(first, second, is_mirrored)
+        distances = aligned_distances(first, second, is_mirrored, most)
         for place in (distances <= most).nonzero()[:, 0].tolist():
             one, other = sorted((int(query[place]), int(gallery[place])))
             yield (one, other), float(distances[place]), bool(is_mirrored[place])
