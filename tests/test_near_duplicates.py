@@ -304,7 +304,7 @@ def test_what_is_given_up_early_is_farther_than_was_asked_for(most: float):
             aligned_distances(first, second, is_mirrored, most),
         )
         close = every <= most
-        assert close.sum() >= len(images)
+        assert close.sum() > 20
         assert torch.equal(early[close], every[close])
         assert (early[~close] > most).all()
         assert (early != every).any()
