@@ -35,7 +35,7 @@ class Tile(Settings):
 class Shard(SourceSettings):
     """Pack images into WebDataset tars with an index, splits, classes and counts."""
 
-    stage_version: ClassVar[int] = 3
+    stage_version: ClassVar[int] = 4
     lower_for_memory: ClassVar[tuple[str, ...]] = ("workers", "max_megapixels", "max_long_side")
 
     max_short_side: int = setting(512, "a longer short side is scaled down to this, in pixels", ge=1)
