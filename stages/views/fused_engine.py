@@ -12,6 +12,7 @@ tests/test_fused_engine.py measures both.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +41,9 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
     if device.type == "cpu":
         keep_freed_memory()
     rows = torch.arange(len(parameters)).view(-1, len(images))  # [V, B]
-    drawn = parameters.to(device)
+    parameters, drawn = parameters.to(torch.device("cpu")), parameters.to(device)
     resampling = plan_warp(drawn, policy, images.shape[2:])
-    mixing, mean_mixing = colour_matrices(drawn, policy)
+    mixing, mean_mixing = (each.to(device) for each in colour_matrices(parameters, policy))
     result = torch.empty(len(parameters), channels, size, size, device=device)
     for part in batch_parts(images, size):
         host_rows = rows[:, part].flatten()
@@ -73,12 +74,16 @@ def colour_matrices(parameters: Parameters, policy: Policy) -> tuple[Tensor, Ten
     so these three are the same in any order: c s pixel + c (1 - s) luma + (1 - c) mean luma. Hue keeps what is grey but
     no luma. What the drawn order decides is thus whether contrast and saturation come before hue or after it.
 
+    Numpy, since these are many operations on few numbers.
+
+    Args:
+        parameters: of N views, on the host.
     Returns:
-        mixing and mean_mixing, float32 [N, C, C] each.
+        mixing and mean_mixing, float32 [N, C, C] each, on the host.
     """
-    channels, jittered = policy.channels, parameters.colour_jitter
+    channels, jittered = policy.channels, parameters.colour_jitter.numpy()
     brightness, contrast, saturation, hue = (
-        torch.where(jittered, drawn, neutral)
+        np.where(jittered, drawn.numpy(), neutral)
         for drawn, neutral in (
             (parameters.brightness, 1.0),
             (parameters.contrast, 1.0),
@@ -86,41 +91,42 @@ def colour_matrices(parameters: Parameters, policy: Policy) -> tuple[Tensor, Ten
             (parameters.hue, 0.0),
         )
     )
-    weights = torch.tensor(LUMA if channels == 3 else (1 / channels,) * channels, device=hue.device)
-    to_luma = weights.expand(channels, channels)  # a pixel to its luma, in each channel
-    rotation = hue_rotations(hue) if channels == 3 else torch.eye(channels, device=hue.device).expand(len(hue), -1, -1)
-    to_luma_after = (weights @ rotation)[:, None].expand(-1, channels, -1)  # to its luma after the rotation
-    places = (parameters.order[:, :, None] == torch.arange(1, 4, device=hue.device)).int().argmax(1)  # [N, 3]
-    comes_first = places[:, :2] < places[:, 2:]
-    contrast_before, contrast_after = _split(contrast, comes_first[:, 0])
-    saturation_before, saturation_after = _split(saturation, comes_first[:, 1])
+    weights = np.array(LUMA if channels == 3 else (1 / channels,) * channels)
+    to_luma = np.broadcast_to(weights, (channels, channels))  # a pixel to its luma, in each channel
+    rotation = hue_rotations(hue) if channels == 3 else np.eye(channels)
+    to_luma_after = (weights @ rotation)[..., None, :]  # to its luma after the rotation: [N, 1, C]
+    place = parameters.order.numpy().argsort(axis=1)
+    contrast_before, contrast_after = _split(contrast, place[:, 1] < place[:, 3])
+    saturation_before, saturation_after = _split(saturation, place[:, 2] < place[:, 3])
     before, after = contrast_before * saturation_before, contrast_after * saturation_after
-
-    def terms(of_luma: Tensor, of_luma_after: Tensor) -> Tensor:
-        now, later = ((brightness * share)[:, None, None] for share in (of_luma, of_luma_after))
-        return now * to_luma + later * to_luma_after
 
     # (after + (c' - after) to_luma) rotation (before + (c - before) to_luma), multiplied out: rotation @ to_luma and
     # to_luma @ to_luma are to_luma.
-    mixing = (brightness * before * after)[:, None, None] * rotation + terms(
-        contrast_after * (contrast_before - before), before * (contrast_after - after)
-    )
-    mean_mixing = terms(
-        contrast_after * (1 - contrast_before) + (1 - contrast_after) * (1 - before), before * (1 - contrast_after)
-    )
-    grey = parameters.grey[:, None, None]
-    mixing, mean_mixing = (torch.where(grey, (weights @ each)[:, None], each) for each in (mixing, mean_mixing))
+    mixing = _each(before * after) * rotation
+    mixing += _each(contrast_after * (contrast_before - before)) * to_luma
+    mixing += _each(before * (contrast_after - after)) * to_luma_after
+    of_luma = contrast_after * (1 - contrast_before) + (1 - contrast_after) * (1 - before)
+    mean_mixing = _each(of_luma) * to_luma + _each(before * (1 - contrast_after)) * to_luma_after
+    both = np.stack((mixing, mean_mixing)) * _each(brightness)  # [2, N, C, C]
+    grey = parameters.grey.numpy()
+    both[:, grey] = (weights @ both[:, grey])[:, :, None]
+    mixing, mean_mixing = torch.from_numpy(both.astype(np.float32))
     return mixing, mean_mixing
 
 
-def _split(factor: Tensor, comes_first: Tensor) -> tuple[Tensor, Tensor]:
-    """A factor before hue and after it: [N] each, 1 at the place that is not its own."""
-    return torch.where(comes_first, factor, 1.0), torch.where(comes_first, 1.0, factor)
-
-
-def hue_rotations(hue: Tensor) -> Tensor:
+def hue_rotations(hue: np.ndarray) -> np.ndarray:
     """Rotations of RGB about the grey axis, red towards green (Rodrigues): [N] shares of the circle -> [N, 3, 3]."""
-    angle = (2 * math.pi) * hue[:, None, None]
-    along = torch.full((3, 3), 1 / 3, device=hue.device)
-    across = torch.tensor(((0, -1, 1), (1, 0, -1), (-1, 1, 0)), device=hue.device) / math.sqrt(3)
-    return along + torch.cos(angle) * (torch.eye(3, device=hue.device) - along) + torch.sin(angle) * across
+    angle = _each(2 * math.pi * hue)
+    along = np.full((3, 3), 1 / 3)
+    across = np.array(((0, -1, 1), (1, 0, -1), (-1, 1, 0))) / math.sqrt(3)
+    return along + np.cos(angle) * (np.eye(3) - along) + np.sin(angle) * across
+
+
+def _split(factor: np.ndarray, comes_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A factor before hue and after it: [N] each, 1 at the place that is not its own."""
+    return np.where(comes_first, factor, 1.0), np.where(comes_first, 1.0, factor)
+
+
+def _each(numbers: np.ndarray) -> np.ndarray:
+    """[N] -> [N, 1, 1], to multiply matrices by."""
+    return numbers[:, None, None]

@@ -37,7 +37,7 @@ class Resampling:
     """What N views are made of: each of their rows of some rows of the image, each column of some columns.
 
     Attributes:
-        row, column: int64 [N, out, taps], places in the canvas.
+        row, column: int32 [N, out, taps], places in the canvas.
         row_weight, column_weight: float32 [N, out, taps].
         overshoots: weights may be negative, so that the result must be clamped.
     """
@@ -118,11 +118,11 @@ def _sum_taps(images: Tensor, plan: Resampling) -> Tensor:
     if height > width:  # the first sums run over the whole canvas, and leave less where its longer side is summed
         return lay_on_side(_sum_taps(images.transpose(2, 3), plan.turned()))
     columns = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # [B, W, C, H]
-    view = torch.arange(len(plan.row))
+    view = torch.arange(len(plan.row), dtype=torch.int32)
     column = plan.column + (view % batch * width)[:, None, None]
     narrow = weighted_sums(columns.flatten(0, 1).flatten(1), column, plan.column_weight)  # [N, w, C * H]
     rows = lay_on_side(narrow.unflatten(2, (channels, height)).transpose(1, 2))  # [N, C, H, w]
-    plane = torch.arange(len(view) * channels).view(-1, channels, 1, 1)
+    plane = torch.arange(len(view) * channels, dtype=torch.int32).view(-1, channels, 1, 1)
     row = plan.row[:, None] + plane * height  # [N, C, h, taps]
     return weighted_sums(rows.flatten(0, 2), row, (plan.row_weight / 255)[:, None].expand_as(row))
 
@@ -147,7 +147,7 @@ def matrices(index: Tensor, weight: Tensor, size_in: int) -> Tensor:
     """Index and weight of taps [N, out, taps] as matrices, float32 [N, out, size_in]."""
     result = torch.zeros(*index.shape[:2], size_in, device=index.device)
     for number in range(index.shape[2]):  # one at a time: taps of a row may meet at an edge, and a sum has one order so
-        result.scatter_add_(2, index[:, :, number, None], weight[:, :, number, None])
+        result.scatter_add_(2, index[:, :, number, None].long(), weight[:, :, number, None])
     return result
 
 
@@ -166,7 +166,7 @@ def resampling_taps(
         start, length: int64 [N], within size_in.
         flipped: bool [N], backwards.
     Returns:
-        Index, int64, in start .. start + length, and weight, float32: both [N, size_out, taps]. An output pixel's
+        Index, int32, in start .. start + length, and weight, float32: both [N, size_out, taps]. An output pixel's
         weights sum to 1; those of taps that it has no need of are 0.
     """
     place = torch.arange(size_out, device=start.device)
@@ -176,7 +176,7 @@ def resampling_taps(
     start, length = start[:, None], length[:, None]
     if interpolation == "nearest":
         index = (start + (2 * place + 1) * length // (2 * size_out))[:, :, None]
-        return index, torch.ones(index.shape, device=start.device)
+        return index.to(torch.int32), torch.ones(index.shape, device=start.device)
 
     kernel, reach = _kernel(interpolation, antialias)
     scale = length / size_out
@@ -190,7 +190,7 @@ def resampling_taps(
     if antialias:  # taps outside the box count for nothing; without antialiasing they repeat its edge
         weight = weight * (tap == inside)
         weight = weight / weight.sum(2, keepdim=True)
-    return start[:, :, None] + inside.long(), weight
+    return start[:, :, None].to(torch.int32) + inside.to(torch.int32), weight
 
 
 def _kernel(interpolation: Interpolation, antialias: bool) -> tuple[Callable[[Tensor], Tensor], int]:
