@@ -347,9 +347,11 @@ def schema(
 
 def main() -> None:
     """Entry point: an error is one line on stderr and an exit code, see pipeline/errors.py."""
-    # Threads of a kernel that wait for one another sleep instead of spinning: alone it cost up to a tenth,
-    # on a busy host it was up to three times faster. Read once, when torch is loaded.
+    # Threads of a kernel that wait for one another spin for some microseconds, and sleep then. Asleep at once, steps of
+    # many small kernels (views of 16 pixels, Muon) took 1.6 times as long; spinning for milliseconds, which is the
+    # default, a busy host takes up to three times as long. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     code = guarded(lambda: app(standalone_mode=False))
     gc.freeze()  # the interpreter's end would look through all objects of torch and its neighbours, for a second
     sys.exit(code)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -212,11 +212,16 @@ def _locate(
             inner, kinds = kinds[part], {}
             continue
         keys.append(part)
+        if part.isdecimal():  # a place in a list, whose groups are of the kind that `inner` is
+            continue
         group = inner
         field = group.model_fields.get(part)
         kinds = {} if field is None else kinds_of(field)
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            inner = field.annotation
+        annotation = None if field is None else field.annotation
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
+        if isinstance(annotation, type) and issubclass(annotation, Settings):
+            inner = annotation
     return keys, group, kinds
 
 

@@ -130,7 +130,7 @@ def hashed_subset(settings: Settings) -> dict[str, Any]:
         value = getattr(settings, name)
         if is_artifact_field(field) and names_artifact(field, value):
             continue
-        subset[name] = hashed_subset(value) if isinstance(value, Settings) else _plain(value)
+        subset[name] = _hashed(value)
     return subset
 
 
@@ -186,5 +186,8 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _hashed(value: Any) -> Any:
+    """A value as plain data, groups of settings without what cannot change the result."""
+    if isinstance(value, Settings):
+        return hashed_subset(value)
+    return [_hashed(item) for item in value] if isinstance(value, tuple | list) else value

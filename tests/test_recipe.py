@@ -7,6 +7,7 @@ import toy_stages
 
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.settings import changed_subset, hashed_subset
 from stages.settings import STAGES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -171,12 +172,24 @@ def test_overrides_have_one_form(tmp_path: Path) -> None:
         ("probe.neighbours=[]", "probe.neighbours: "),
         ("probe.neighbours=[0]", "probe.neighbours.0: input should be greater than or equal to 1"),
         ("report.of=[]", "report.of: "),
+        (
+            "simclr.smaller_views=[{share: 0.5, image_sise: 16}]",
+            "simclr.smaller_views.0.image_sise: no such setting (did you mean image_size?); allowed: share, image_size",
+        ),
+        ("simclr.smaller_views=[{share: 0.5}]", "simclr.smaller_views.0.image_size: is missing (height and width of"),
     ],
 )
 def test_values_of_shipped_settings(override: str, expected: str) -> None:
     with pytest.raises(UsageError) as error:
         load_recipe(CONFIGS / "digits.yaml", STAGES, [override])
     assert expected in str(error.value)
+
+
+def test_groups_in_a_list_are_plain_data_in_a_key() -> None:
+    parts = "simclr.smaller_views=[{share: 0.5, image_size: 16}]"
+    settings = load_recipe(CONFIGS / "digits.yaml", STAGES, [parts]).steps["simclr"].settings
+    assert hashed_subset(settings)["smaller_views"] == [{"share": 0.5, "image_size": 16}]
+    assert changed_subset(settings)["smaller_views"] == [{"share": 0.5, "image_size": 16}]
 
 
 FINETUNE = """
