@@ -97,14 +97,14 @@ def make_images(folder: Path, counts: Mapping[str, int], split: str = "train") -
 def test_each_loss_learns_and_says_how(run_stage: RunStage, shards: Path, loss: dict[str, Any]) -> None:
     gentle = {"crop_area": [0.7, 1.0], "colour_jitter": 0.0, "grey": 0.0, "contact_sheet_images": 1}
     views = run_stage("augment", {"preset": "text", "image_size": 8} | gentle, {"shards": shards})
-    batches = {"batch_size": 128, "classes_per_batch": 10, "images_per_class": 8, "max_steps": 50}
-    settings = TINY | batches | {"loss": loss, "label_fraction": 1.0, "epochs": 5, "optimiser": {"learning_rate": 0.3}}
+    batches = {"batch_size": 128, "classes_per_batch": 10, "images_per_class": 8, "max_steps": 120}
+    settings = TINY | batches | {"loss": loss, "label_fraction": 1.0, "epochs": 20, "optimiser": {"learning_rate": 0.3}}
     files = run_stage("finetune", settings, {"shards": shards, "views": views})
     rows = lines(files)
     assert {"loss", "learning_rate", "gradient_norm", "epoch"} <= rows[0].keys()
     if loss["name"] == "triplet":
         gap = [row["negative_distance"] / row["positive_distance"] for row in (rows[0], rows[-1])]
-        assert gap[1] > gap[0] + 0.05  # 50 steps of hard triplets: where they lead hangs on the last bits
+        assert gap[1] > gap[0] + 0.3
     else:
         assert rows[-1]["accuracy"] > 0.5 > rows[0]["accuracy"]
     encoder, card = load_encoder(files)
