@@ -143,6 +143,7 @@ def test_size_decides_what_is_kept(mixed: Shards, loading: Any):
     assert "1/8" not in decoded
     scaled = loading(mixed, Shuffled(0, IMAGES, 5), least_side=9, free_bytes=0).description
     assert "JPEGs are decoded at 1/2, 1/4 or 1/8, to a short side of 9 at least" in scaled
+    assert "1/8" not in loading(mixed, Shuffled(0, IMAGES, 5), least_side=64, free_bytes=0).description
 
 
 def test_the_system_is_asked_for_free_memory(mixed: Shards, loading: Any):

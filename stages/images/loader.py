@@ -76,7 +76,7 @@ class BatchLoader:
         most = f"a quarter of the memory that is free, {_in_words(self._most_bytes)}"
         kept = f"stay decoded: at most {most}" if self._is_kept else f"are decoded each time: more than {most}"
         scale = f"; JPEGs are decoded at 1/2, 1/4 or 1/8, to a short side of {self._least_side} at least"
-        return f"{what} and {kept}{scale if self._least_side is not None else ''}"
+        return f"{what} and {kept}{scale if self._shards.is_scaled_at(self._least_side) else ''}"
 
     def load(self, step: int) -> Batch:
         """The batch of a global step, counted from 0 over all epochs."""

@@ -157,6 +157,10 @@ class Shards:
             self._canvases[least_side] = (height, width)
         return self._canvases[least_side]
 
+    def is_scaled_at(self, least_side: int | None) -> bool:
+        """Whether any image is decoded smaller than it is with this `least_side`."""
+        return bool((self._sizes(np.arange(len(self)), least_side) != self._shapes).any())
+
     @cached_property
     def groups(self) -> Tensor:
         """int64 [n], equal for samples of one group (a patient, a video, the tiles of an image); a sample without one
