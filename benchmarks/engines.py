@@ -10,8 +10,6 @@ given with its 95% interval (Student's t over the seeds), in points of test accu
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
-from benchmarks.harness import TOP, Comparison, Row, arguments, report
+from benchmarks.harness import Comparison, Row, arguments, report, simclr
 from benchmarks.image_files import cut
 
 ENGINES = ("kornia", "fused")
@@ -29,17 +27,10 @@ IMAGES_PER_CLASS = 1000
 
 def accuracy(recipe: str, store: Path, seed: int, engine: str, changes: Sequence[str]) -> tuple[float, float]:
     """Linear probe and 20 nearest neighbours after one training, in percent."""
-    simclr = [sys.executable, "-m", "pipeline.cli"]
     overrides = [word for one in (f"views.engine={engine}", *changes) for word in ("--set", one)]
-    subprocess.run(
-        [*simclr, "run", f"configs/{recipe}.yaml", "probe", "--seed", str(seed), "--store", str(store), *overrides],
-        check=True, cwd=TOP, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    shown = subprocess.run(
-        [*simclr, "show", f"{recipe}/probe@latest", "--store", str(store), "--json"],
-        check=True, cwd=TOP, capture_output=True, text=True,
-    )  # fmt: skip
-    metrics = json.loads(shown.stdout)["metrics"]
+    simclr("run", f"configs/{recipe}.yaml", "probe", "--seed", seed, "--store", store, *overrides)
+    shown = simclr("show", f"{recipe}/probe@latest", "--store", store, "--json")
+    metrics = json.loads(shown)["metrics"]
     return 100 * metrics["linear"]["top1"], 100 * metrics["knn"]["20"]["top1"]
 
 

@@ -150,6 +150,12 @@ def _status(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
+def simclr(*words: object) -> str:
+    """Run a command of ours, as `simclr` would; its stdout. What it tells on stderr is seen."""
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=TOP).stdout
+
+
 def report(comparison: Comparison) -> None:
     """The table to stderr; one line of JSON, the last, to stdout."""
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.values))

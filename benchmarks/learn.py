@@ -20,7 +20,6 @@ data/torchvision and written as PNG files. --quick takes 2,000 images and one se
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ import yaml
 from torchvision.datasets import CIFAR10
 
 from benchmarks import lightly_simclr
-from benchmarks.harness import TOP, Comparison, Row, report
+from benchmarks.harness import TOP, Comparison, Row, report, simclr
 from benchmarks.image_files import cut
 from stages.evaluation import fit_logistic_path
 from stages.evaluation.neighbours import classify, nearest
@@ -45,17 +44,13 @@ from stages.views import evaluation_view
 
 RECIPES = {"published": TOP / "configs/cifar10-cpu.yaml", "fast": TOP / "configs/cifar10-fast.yaml"}
 SIDES = ("lightly", "published", "fast")
-EPOCHS, BATCH_SIZE, RATE, TEMPERATURE, WARM_UP_EPOCHS = 4, 256, 0.12, 0.2, 0.4
-"""Of configs/cifar10-cpu.yaml; both sides were tuned as one, see docs/speed.md."""
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+EPOCHS, RATE, WARM_UP_EPOCHS = 4, 0.12, 0.4
+ENCODER = {"backbone": "resnet10", "width": 16, "small_stem_up_to": 64, "pretrained": False, "image_size": 32}
+PUBLISHED = lightly_simclr.Recipe(32, 256, RATE, 0.2, MEAN, STD)
+"""All of these as in configs/cifar10-cpu.yaml, whose rate was chosen with our training, not with lightly's."""
 PENALTIES = [10.0**exponent for exponent in range(-6, 1)]
 NEIGHBOURS = 20
-
-
-def simclr(*words: object) -> str:
-    """Run a command of ours; what it prints."""
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=TOP).stdout
 
 
 def train_ours(recipe: Path, images: Path, store: Path, seed: int, changes: Sequence[str]) -> tuple[Encoder, float]:
@@ -71,31 +66,17 @@ def train_ours(recipe: Path, images: Path, store: Path, seed: int, changes: Sequ
 def train_lightly(images: Path, seed: int, way: lightly_simclr.Way, epochs: int) -> tuple[Encoder, float]:
     """lightly's SimCLR: the encoder, and the seconds from a ready network to the last step."""
     torch.manual_seed(seed)
-    encoder = build_encoder("resnet10", 16, 64, False, 32)
-    recipe = lightly_simclr.Recipe(32, BATCH_SIZE, RATE, TEMPERATURE, MEAN, STD)
-    batches = lightly_simclr.loader(images / "train", recipe, way.workers)
+    encoder = build_encoder(**ENCODER)
+    batches = lightly_simclr.loader(images / "train", PUBLISHED, way.workers)
     steps = epochs * len(batches)
     warm_up = min(round(WARM_UP_EPOCHS * len(batches)), steps // 10)
     clock = [
         *lightly_simclr.train(
-            encoder, encoder.embedding_size, batches, recipe, way, steps,
+            encoder, encoder.embedding_size, batches, PUBLISHED, way, steps,
             lambda step: learning_rate_at(step, steps, RATE, warm_up),
         )
     ]  # fmt: skip
     return encoder, clock[-1] - clock[0]
-
-
-def fastest_way(images: Path) -> lightly_simclr.Way:
-    """lightly's best setting on this machine, by views per second over some steps."""
-    recipe = lightly_simclr.Recipe(32, BATCH_SIZE, RATE, TEMPERATURE, MEAN, STD)
-    seconds = {}
-    for way in lightly_simclr.WAYS:
-        encoder = build_encoder("resnet10", 16, 64, False, 32)
-        batches = lightly_simclr.loader(images / "train", recipe, way.workers)
-        steps = min(20, len(batches))
-        clock = [*lightly_simclr.train(encoder, encoder.embedding_size, batches, recipe, way, steps, lambda _: RATE)]
-        seconds[way] = clock[-1] - clock[len(clock) // 3]
-    return min(seconds, key=lambda way: seconds[way])
 
 
 @torch.no_grad()
@@ -157,7 +138,9 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
     simclr("run", RECIPES["published"], "shards", "--store", store, *shards_only)
     packing = time.perf_counter() - before
     shards = Path(json.loads(simclr("show", "cifar10-cpu/shards@latest", "--store", store, "--json"))["files"])
-    way = fastest_way(images) if "lightly" in sides and longer == 1 else None
+    way = (
+        lightly_simclr.fastest_way(ENCODER, images / "train", PUBLISHED) if "lightly" in sides and longer == 1 else None
+    )
     outcomes: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:
         for side in sides:

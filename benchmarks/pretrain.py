@@ -14,19 +14,18 @@ train/<class>/*.jpg of 32 pixels; the images of 96 pixels are made.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks import lightly_simclr
-from benchmarks.harness import Comparison, Row, arguments, report
+from benchmarks.harness import Comparison, Row, arguments, report, simclr
 from benchmarks.image_files import make
 from stages.models import build_encoder
 
@@ -45,6 +44,19 @@ class Case:
     images: Path
     windows: int
     window_steps: int
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `build_encoder`."""
+        return {
+            "backbone": self.backbone, "width": self.width, "small_stem_up_to": 64, "pretrained": False,
+            "image_size": self.image_size,
+        }  # fmt: skip
+
+    @property
+    def recipe(self) -> lightly_simclr.Recipe:
+        """For lightly."""
+        return lightly_simclr.Recipe(self.image_size, self.batch_size, 0.1, 0.5, MEAN, STD)
 
     @property
     def steps(self) -> int:
@@ -74,14 +86,9 @@ def ours(case: Case, store: Path, seed: int, device: str, processes: int = 1) ->
     }  # fmt: skip
     path = store.parent / f"{case.name}.json"  # JSON is YAML
     path.write_text(json.dumps(recipe))
-    simclr = [sys.executable, "-m", "pipeline.cli"]
-    run = [*simclr, "run", str(path), "simclr", "--seed", str(seed), "--processes", str(processes)]
-    subprocess.run([*run, "--store", str(store)], check=True, capture_output=True)
-    shown = subprocess.run(
-        [*simclr, "show", f"{case.name}/simclr@latest", "--store", str(store), "--json"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    lines = json.loads(shown.stdout)["timing"][:-1]  # the last one has the final measurements in it
+    simclr("run", path, "simclr", "--seed", seed, "--processes", processes, "--store", store)
+    shown = json.loads(simclr("show", f"{case.name}/simclr@latest", "--store", store, "--json"))
+    lines = shown["timing"][:-1]  # the last one has the final measurements in it
     first, last = lines[0], lines[-1]
     return 2 * case.batch_size * (last["step"] - first["step"]) / (last["at"] - first["at"])
 
@@ -100,12 +107,11 @@ def bare(case: Case, network: nn.Module, views: torch.Tensor, optimiser: torch.o
 
 def lightly(case: Case, way: lightly_simclr.Way, steps: int) -> float:
     """Views per second of lightly's SimCLR."""
-    recipe = lightly_simclr.Recipe(case.image_size, case.batch_size, 0.1, 0.5, MEAN, STD)
-    encoder = build_encoder(case.backbone, case.width, 64, False, case.image_size)
-    batches = lightly_simclr.loader(case.images, recipe, way.workers)
+    encoder = build_encoder(**case.architecture)
+    batches = lightly_simclr.loader(case.images, case.recipe, way.workers)
     clock = [
         *lightly_simclr.train(
-            encoder, encoder.embedding_size, batches, recipe, way, LIGHTLY_WARM_UP + steps, lambda _: 0.1
+            encoder, encoder.embedding_size, batches, case.recipe, way, LIGHTLY_WARM_UP + steps, lambda _: 0.1
         )
     ][LIGHTLY_WARM_UP:]
     return 2 * case.batch_size * steps / (clock[-1] - clock[0])
@@ -113,7 +119,7 @@ def lightly(case: Case, way: lightly_simclr.Way, steps: int) -> float:
 
 def measure(case: Case, store: Path, runs: int, device: str) -> Row:
     """Medians of alternating runs."""
-    encoder = build_encoder(case.backbone, case.width, 64, False, case.image_size)
+    encoder = build_encoder(**case.architecture)
     encoder.to(device).to(memory_format=torch.channels_last)
     views = torch.randn(2 * case.batch_size, 3, case.image_size, case.image_size, device=device)
     views = views.contiguous(memory_format=torch.channels_last)
@@ -121,15 +127,14 @@ def measure(case: Case, store: Path, runs: int, device: str) -> Row:
     rates: dict[str, list[float]] = {"ours": [], "bare encoder": [], "lightly": []}
     ours(replace(case, windows=1, window_steps=1), store, 0, device)  # shards and views are made
     bare(case, encoder, views, optimiser, 2)
-    tried = {way: lightly(case, way, max(4, case.steps // 4)) for way in lightly_simclr.WAYS} if device == "cpu" else {}
-    way = max(tried, key=lambda one: tried[one], default=lightly_simclr.WAYS[-1])
+    way = lightly_simclr.fastest_way(case.architecture, case.images, case.recipe, 12) if device == "cpu" else None
     for seed in range(1, runs + 1):
         rates["ours"].append(ours(case, store, seed, device))
         rates["bare encoder"].append(bare(case, encoder, views, optimiser, case.steps))
-        if device == "cpu":
+        if way is not None:
             rates["lightly"].append(lightly(case, way, case.steps))
     values = {name: median(taken) for name, taken in rates.items() if taken}
-    return Row(case.name, values, {"lightly": str(way)} if tried else {})
+    return Row(case.name, values, {"lightly": str(way)} if way else {})
 
 
 def growth_with_processes(case: Case, store: Path, runs: int, device: str) -> Row:
