@@ -24,7 +24,6 @@ from stages.models import (
     build_encoder,
     build_optimiser,
     choose_memory_format,
-    clip_gradient,
     convert_batch_norm,
     count_parameters,
     keep_projector_layers,
@@ -34,7 +33,7 @@ from stages.models import (
     match_channels,
     save_model,
     scaled_learning_rate,
-    set_learning_rate,
+    take_step,
 )
 from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbone
 from stages.models.freezing import UnknownPart, freeze, train_around
@@ -129,11 +128,9 @@ def finetune(run: Run, settings: Finetune) -> None:
             optimiser.zero_grad()
             with training.part("backward"):
                 loss.backward()
+            learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
             with training.part("optimiser"):
-                gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
-                learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
-                set_learning_rate(optimiser, learning_rate)
-                optimiser.step()
+                gradient_norm = take_step(optimiser, learning_rate, settings.gradient_clip)
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm, **figures)
     batches.close()
 

@@ -28,7 +28,6 @@ from stages.models import (
     build_optimiser,
     build_projector,
     choose_memory_format,
-    clip_gradient,
     convert_batch_norm,
     count_parameters,
     learning_rate_at,
@@ -38,7 +37,7 @@ from stages.models import (
     match_channels,
     save_model,
     scaled_learning_rate,
-    set_learning_rate,
+    take_step,
 )
 from stages.models.encoders import require_backbone
 from stages.settings.pretrain import Pretrain
@@ -113,11 +112,9 @@ def pretrain(run: Run, settings: Pretrain) -> None:
             optimiser.zero_grad()
             with training.part("backward"):
                 loss.backward()
+            learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
             with training.part("optimiser"):
-                gradient_norm = clip_gradient(optimiser, settings.gradient_clip)
-                learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
-                set_learning_rate(optimiser, learning_rate)
-                optimiser.step()
+                gradient_norm = take_step(optimiser, learning_rate, settings.gradient_clip)
 
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm)
             if probe is not None:
@@ -199,8 +196,10 @@ def _views_by_step(
     shares = accumulate(part.share for part in settings.smaller_views)
     ends = [round(share * steps) for share in shares]
     if parts:
-        sizes = ", ".join(f"{part.policy.image_size} px to step {end:,}" for part, end in zip(parts, ends, strict=True))
-        run.say(f"views grow: {sizes}, {policy.image_size} px to step {steps:,}")
+        sizes = [f"{part.policy.image_size} px to step {end:,}" for part, end in zip(parts, ends, strict=True)]
+        if ends[-1] < steps:
+            sizes.append(f"{policy.image_size} px to step {steps:,}")
+        run.say(f"views grow: {', '.join(sizes)}")
     parts.append(load(policy, run.seed, run.device))
     return lambda step: parts[bisect_right(ends, step)]
 

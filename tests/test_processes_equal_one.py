@@ -20,6 +20,7 @@ from pipeline.ranks import Ranks
 from pipeline.run import Input, Run
 from stages import pretrain as pretrain_stage
 from stages.evaluation import read_features
+from stages.models import optimisers
 from stages.settings import STAGES
 
 STEPS = 3
@@ -53,7 +54,7 @@ def pretrain(
     found: dict[str, Tensor] = {}
     patch = pytest.MonkeyPatch()
     patch.setattr(pretrain_stage, "load", watched(pretrain_stage.load, found, dtype))
-    patch.setattr(pretrain_stage, "clip_gradient", keep_gradients(pretrain_stage.clip_gradient, found))
+    patch.setattr(optimisers, "clip_gradient", keep_gradients(optimisers.clip_gradient, found))
     for build in ("build_encoder", "build_projector"):
         patch.setattr(pretrain_stage, build, in_float32(getattr(pretrain_stage, build), dtype))
     patch.setattr(pretrain_stage, "evaluation_view", in_float32(pretrain_stage.evaluation_view, dtype))

@@ -26,10 +26,9 @@ from stages.models.memory_format import choose_memory_format
 from stages.models.optimisers import (
     Lars,
     build_optimiser,
-    clip_gradient,
     learning_rate_at,
     scaled_learning_rate,
-    set_learning_rate,
+    take_step,
 )
 from stages.models.projector import build_projector
 
@@ -53,7 +52,6 @@ __all__ = [
     "build_optimiser",
     "build_projector",
     "choose_memory_format",
-    "clip_gradient",
     "convert_batch_norm",
     "count_parameters",
     "inflate_stem",
@@ -67,5 +65,5 @@ __all__ = [
     "match_channels",
     "save_model",
     "scaled_learning_rate",
-    "set_learning_rate",
+    "take_step",
 ]

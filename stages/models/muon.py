@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.models.momentum import MomentumOptimiser
+
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz iteration (Jordan's): they lift small singular values fastest, and end between 0.7
 and 1.2 rather than at 1."""
@@ -17,7 +19,7 @@ ITERATIONS = 5
 SMALLEST_NORM = 1e-7
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(MomentumOptimiser):
     """With momentum m, a tensor w with gradient g moves by
 
         v = m v + g;  u = g + m v;  w = w - rate x (m(u) + decay x w)
@@ -34,11 +36,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            parameters, gradients, velocities = self._moving(group["params"])
             if not parameters:
                 continue
-            gradients = [parameter.grad for parameter in parameters]
-            velocities = [self._velocity(parameter) for parameter in parameters]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients)
             moves = [*torch._foreach_add(gradients, velocities, alpha=group["momentum"])]
@@ -47,12 +47,6 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(parameters, moves, alpha=-group["lr"])
-
-    def _velocity(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

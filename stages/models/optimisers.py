@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stages.models.momentum import MomentumOptimiser
 from stages.models.muon import Muon
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
-class Lars(torch.optim.Optimizer):
+class Lars(MomentumOptimiser):
     """Layer-wise adaptive rate scaling (You et al. 2017, algorithm 1, as in google-research/simclr).
 
     With decay b and momentum m, a tensor w with gradient g moves by
@@ -44,10 +45,9 @@ class Lars(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            parameters, gradients, velocities = self._moving(group["params"])
             if not parameters:
                 continue
-            gradients = [parameter.grad for parameter in parameters]
             if group["weight_decay"]:
                 gradients = [*torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])]
             if group["adapted"]:
@@ -55,16 +55,9 @@ class Lars(torch.optim.Optimizer):
                 moves = torch._foreach_mul(gradients, rates.unbind())
             else:
                 moves = torch._foreach_mul(gradients, group["lr"])
-            velocities = [self._velocity(parameter) for parameter in parameters]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, moves)
             torch._foreach_sub_(parameters, velocities)
-
-    def _velocity(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        return state["momentum_buffer"]
 
 
 def build_optimiser(
@@ -130,6 +123,14 @@ def clip_gradient(optimiser: torch.optim.Optimizer, largest: float | None) -> Te
     if largest is not None:
         return nn.utils.clip_grad_norm_(parameters, largest)
     return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def take_step(optimiser: torch.optim.Optimizer, rate: float, largest: float | None) -> Tensor:
+    """One step at this learning rate, its gradient no longer than `largest`; the norm that the gradient had."""
+    norm = clip_gradient(optimiser, largest)
+    set_learning_rate(optimiser, rate)
+    optimiser.step()
+    return norm
 
 
 def learning_rate_at(step: int, total_steps: int, base: float, warmup_steps: int) -> float:
