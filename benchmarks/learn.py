@@ -53,11 +53,21 @@ PENALTIES = [10.0**exponent for exponent in range(-6, 1)]
 NEIGHBOURS = 20
 
 
+def overrides(images: Path, changes: Sequence[str] = ()) -> list[str]:
+    """Options of `simclr run`: these images, none searched for duplicates, and other changes."""
+    settings = [f"shards.source=folder:{images.resolve()}", "shards.near_duplicates=false", *changes]
+    return [word for one in settings for word in ("--set", one)]
+
+
+def pack(images: Path, store: Path) -> Path:
+    """Shards of images/{train,test}/<class>/."""
+    simclr("run", RECIPES["published"], "shards", "--store", store, *overrides(images))
+    return Path(json.loads(simclr("show", "cifar10-cpu/shards@latest", "--store", store, "--json"))["files"])
+
+
 def train_ours(recipe: Path, images: Path, store: Path, seed: int, changes: Sequence[str]) -> tuple[Encoder, float]:
     """The stage `pretrain` of a recipe: the encoder, and the seconds that the stage took."""
-    settings = [f"shards.source=folder:{images.resolve()}", "shards.near_duplicates=false", *changes]
-    overrides = [word for one in settings for word in ("--set", one)]
-    simclr("run", recipe, "simclr", "--seed", seed, "--store", store, *overrides)
+    simclr("run", recipe, "simclr", "--seed", seed, "--store", store, *overrides(images, changes))
     shown = json.loads(simclr("show", f"{recipe.stem}/simclr@latest", "--store", store, "--json"))
     encoder, _ = load_encoder(Path(shown["files"]))
     return encoder, shown["seconds"]
@@ -134,10 +144,8 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
     """Run what is not kept yet, side after side for each seed, and sum up."""
     store = folder / "store"
     before = time.perf_counter()
-    shards_only = ["--set", f"shards.source=folder:{images.resolve()}", "--set", "shards.near_duplicates=false"]
-    simclr("run", RECIPES["published"], "shards", "--store", store, *shards_only)
+    shards = pack(images, store)
     packing = time.perf_counter() - before
-    shards = Path(json.loads(simclr("show", "cifar10-cpu/shards@latest", "--store", store, "--json"))["files"])
     way = (
         lightly_simclr.fastest_way(ENCODER, images / "train", PUBLISHED) if "lightly" in sides and longer == 1 else None
     )

@@ -32,6 +32,18 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
     assert (values < 1.25).all()
 
 
+@pytest.mark.parametrize("smallest_exponent", [0, -2, -4, -7])
+@pytest.mark.parametrize("shape", [(16, 27), (64, 576), (128, 64)])
+def test_single_precision_is_enough_where_singular_values_are_far_apart(
+    shape: tuple[int, int], smallest_exponent: int
+) -> None:
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = left @ torch.logspace(0, smallest_exponent, min(shape), dtype=torch.float64).diag() @ right
+    expected = by_singular_values(matrix)
+    assert (orthogonal(matrix.float()) - expected).norm() < 1e-3 * expected.norm()
+
+
 def test_a_matrix_of_zeros_does_not_move() -> None:
     assert orthogonal(torch.zeros(3, 5)).eq(0).all()
 

@@ -52,13 +52,22 @@ class Muon(MomentumOptimiser):
 def orthogonal(matrix: Tensor) -> Tensor:
     """[R, C] with the same singular vectors, singular values near 1, times sqrt(max(1, R / C)).
 
-    Small ones stay smaller: what is below about 1/1000 of the norm has not come up after five iterations.
+    Small ones stay smaller: what is below about 1/1000 of the norm has not come up after five iterations. In single
+    precision the norm of the error is below a thousandth of the result's (the usual bfloat16 has a hundredth).
     """
     rows, columns = matrix.shape
     wide = matrix if rows <= columns else matrix.T
     wide = wide / wide.norm().clamp(min=SMALLEST_NORM)
     first, third, fifth = QUINTIC
-    for _ in range(ITERATIONS):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), wide, beta=first)
+    # X <- P X with P = a I + b G + c G G and G = X X^T, so that next G is P G P. All of them are polynomials of the first
+    # G: what is iterated on stays as small as the short side, however wide the kernel; X is multiplied once, at the end.
+    gram = wide @ wide.T
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for iteration in range(ITERATIONS):
+        step = torch.addmm(gram, gram, gram, beta=third, alpha=fifth)
+        step.diagonal().add_(first)
+        product = step @ product
+        if iteration + 1 < ITERATIONS:
+            gram = step @ gram @ step
+    wide = product @ wide
     return (wide if rows <= columns else wide.T) * max(1.0, rows / columns) ** 0.5

@@ -101,7 +101,16 @@ def plan_resampling(
     # Rows and columns in one go.
     start, length = torch.cat((boxes.top, boxes.left)), torch.cat((boxes.height, boxes.width))
     flipped = torch.cat((boxes.vertical_flip, boxes.horizontal_flip))
-    index, weight = resampling_taps(start, length, flipped, max(canvas), image_size, interpolation, antialias)
+    longest = max(canvas)
+    if start.device.type == "cpu" and len(length):  # an accelerator would have to be waited for
+        # Boxes of one length have the same taps but for the place where they start, and a batch has few lengths.
+        kinds, kind = (2 * length + flipped).unique(return_inverse=True)
+        longest = int(length.max())
+        taps, weights = resampling_taps(kinds // 2, kinds % 2 == 1, longest, image_size, interpolation, antialias)
+        tap, weight = taps[kind], weights[kind]
+    else:
+        tap, weight = resampling_taps(length, flipped, longest, image_size, interpolation, antialias)
+    index = start[:, None, None].to(torch.int32) + tap
     (row, column), (row_weight, column_weight) = index.chunk(2), weight.chunk(2)
     return Resampling(row, row_weight, column, column_weight, overshoots=interpolation == "bicubic")
 
@@ -152,45 +161,37 @@ def matrices(index: Tensor, weight: Tensor, size_in: int) -> Tensor:
 
 
 def resampling_taps(
-    start: Tensor,
-    length: Tensor,
-    flipped: Tensor,
-    size_in: int,
-    size_out: int,
-    interpolation: Interpolation,
-    antialias: bool,
+    length: Tensor, flipped: Tensor, longest: int, size_out: int, interpolation: Interpolation, antialias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels each output pixel is the weighted sum of, where `length` of them from `start` on become `size_out`.
+    """Which pixels each output pixel is the weighted sum of, where `length` pixels become `size_out`.
 
     Args:
-        start, length: int64 [N], within size_in.
+        length: int64 [N], at most `longest`.
         flipped: bool [N], backwards.
     Returns:
-        Index, int32, in start .. start + length, and weight, float32: both [N, size_out, taps]. An output pixel's
-        weights sum to 1; those of taps that it has no need of are 0.
+        Index, int32, from 0 to length - 1, and weight, float32: both [N, size_out, taps]. An output pixel's weights
+        sum to 1; those of taps that it has no need of are 0.
     """
-    place = torch.arange(size_out, device=start.device)
+    place = torch.arange(size_out, device=length.device)
     place = torch.where(flipped[:, None], size_out - 1 - place, place)  # [N, out]
-    if start.device.type == "cpu" and len(length):
-        size_in = int(length.max())  # an accelerator would have to be waited for
-    start, length = start[:, None], length[:, None]
+    length = length[:, None]
     if interpolation == "nearest":
-        index = (start + (2 * place + 1) * length // (2 * size_out))[:, :, None]
-        return index.to(torch.int32), torch.ones(index.shape, device=start.device)
+        index = ((2 * place + 1) * length // (2 * size_out))[:, :, None]
+        return index.to(torch.int32), torch.ones(index.shape, device=length.device)
 
     kernel, reach = _kernel(interpolation, antialias)
     scale = length / size_out
     centre = (place + 0.5) * scale
     widening = scale.clamp(min=1.0) if antialias else torch.ones_like(scale)
-    taps = math.ceil(2 * reach * max(1.0, size_in / size_out)) if antialias else 2 * reach
+    taps = math.ceil(2 * reach * max(1.0, longest / size_out)) if antialias else 2 * reach
     first = torch.floor(centre - reach * widening + 0.5)[:, :, None]
-    tap = first + torch.arange(taps, device=start.device)  # [N, out, taps], in pixels of the box
+    tap = first + torch.arange(taps, device=length.device)  # [N, out, taps], in pixels of the box
     weight = kernel((tap + 0.5 - centre[:, :, None]) / widening[:, :, None])
     inside = tap.clamp(torch.zeros_like(length)[:, :, None], length[:, :, None] - 1)
     if antialias:  # taps outside the box count for nothing; without antialiasing they repeat its edge
         weight = weight * (tap == inside)
         weight = weight / weight.sum(2, keepdim=True)
-    return start[:, :, None].to(torch.int32) + inside.to(torch.int32), weight
+    return inside.to(torch.int32), weight
 
 
 def _kernel(interpolation: Interpolation, antialias: bool) -> tuple[Callable[[Tensor], Tensor], int]:
