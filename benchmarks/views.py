@@ -5,7 +5,8 @@ and torchvision v2 sample by sample. All draw by the same policy: at 32 pixels s
 strength 1 and a blur of 23 taps for half of the views; batches of 256 and of 64. Images at 224 pixels are 341 x 256 (a
 photograph whose short side was capped), all of one size, since Kornia can crop nothing else; ours takes any mixture.
 Those that work on batches are given uint8 tensors and both cores, those that work on samples PIL images or tensors and
-a DataLoader of 0, 1 or 2 persistent workers, whatever is fastest.
+a DataLoader of 0, 1 or 2 persistent workers, whatever is fastest. The process keeps freed memory, as `simclr` does:
+all contenders gain by that.
 
 Rows of their own: time against the size of a view, ours, images of that size, strength 1, blur of a tenth of it.
 """
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.harness import Comparison, Row, Work, alternate, arguments, exponent, fastest, report
+from pipeline.host import keep_freed_memory
 from stages.views import Policy, load, preset
 
 SIZES = (32, 64, 96, 128, 224, 384)
@@ -199,6 +201,7 @@ PEERS = {"kornia": kornia_sequential, "lightly": lightly, "torchvision": torchvi
 
 def main() -> None:
     chosen = arguments(__doc__)
+    keep_freed_memory()
     runs = 3 if chosen.quick else 5
     comparison = Comparison("views", "views/s", "32 px, batch 256", runs=runs)
     for size, batch, count, shape in (

@@ -3,7 +3,6 @@
 import errno
 import gc
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import typer
 from pipeline import display, encoders, launcher, runner
 from pipeline.comparison import compare
 from pipeline.errors import AlreadyTold, DamagedArtifact, Interrupted, UsageError
+from pipeline.host import keep_freed_memory, sleep_soon
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.resources import exhausted
 from pipeline.schema import recipe_schema
@@ -347,11 +347,8 @@ def schema(
 
 def main() -> None:
     """Entry point: an error is one line on stderr and an exit code, see pipeline/errors.py."""
-    # Threads of a kernel that wait for one another spin for some microseconds, and sleep then. Asleep at once, steps of
-    # many small kernels (views of 16 pixels, Muon) took 1.6 times as long; spinning for milliseconds, which is the
-    # default, a busy host takes up to three times as long. Read once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    sleep_soon()
+    keep_freed_memory()
     code = guarded(lambda: app(standalone_mode=False))
     gc.freeze()  # the interpreter's end would look through all objects of torch and its neighbours, for a second
     sys.exit(code)

@@ -59,8 +59,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     wide = matrix if rows <= columns else matrix.T
     wide = wide / wide.norm().clamp(min=SMALLEST_NORM)
     first, third, fifth = QUINTIC
-    # X <- P X with P = a I + b G + c G G and G = X X^T, so that next G is P G P. All of them are polynomials of the first
-    # G: what is iterated on stays as small as the short side, however wide the kernel; X is multiplied once, at the end.
+    # X <- P X with P = a I + b G + c G G and G = X X^T, so that the next G is P G P. All of them are polynomials of the
+    # first G: what is iterated on stays as small as the short side, however wide the kernel, and X is multiplied once.
     gram = wide @ wide.T
     product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for iteration in range(ITERATIONS):

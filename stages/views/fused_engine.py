@@ -18,7 +18,6 @@ from torch import Tensor
 
 from stages.views.blur import gaussian_blur
 from stages.views.draws import Parameters
-from stages.views.lines import keep_freed_memory
 from stages.views.policy import Policy
 from stages.views.resample import batch_parts, resample
 from stages.views.warp import plan_warp, turn
@@ -38,8 +37,6 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
         float32 [N, C, image_size, image_size], normalised.
     """
     device, channels, size = images.device, policy.channels, policy.image_size
-    if device.type == "cpu":
-        keep_freed_memory()
     rows = torch.arange(len(parameters)).view(-1, len(images))  # [V, B]
     parameters, drawn = parameters.to(torch.device("cpu")), parameters.to(device)
     resampling = plan_warp(drawn, policy, images.shape[2:])

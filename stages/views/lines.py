@@ -38,12 +38,3 @@ def lay_on_side(pictures: Tensor) -> Tensor:
         strip = slice(start, start + STRIP)
         result[..., strip] = pictures[:, :, strip].transpose(2, 3)
     return result
-
-
-def keep_freed_memory() -> None:
-    """Let buffers of up to 32 MiB be used again, rather than be given back to the system and asked for anew.
-
-    After giving back, the first touch of each 4 KiB costs about as much as the arithmetic on them. glibc keeps pieces
-    as large as the largest one that was ever freed, up to 32 MiB; this one is never touched, and so costs nothing.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)

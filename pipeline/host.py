@@ -1,0 +1,33 @@
+"""How this process uses the host's processors and memory, where libraries' defaults are slow for training."""
+
+import ctypes
+import os
+import platform
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""mallopt(3)."""
+LARGEST_INT = 2**31 - 1
+
+
+def sleep_soon() -> None:
+    """Threads of a kernel that wait for one another spin for some microseconds, and sleep then.
+
+    Asleep at once, steps of many small kernels (views of 16 pixels, Muon) took 1.6 times as long; spinning for
+    milliseconds, which is the default, a busy host takes up to three times as long. Read once, when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def keep_freed_memory() -> None:
+    """Have malloc use freed buffers again, of whatever size, rather than give them back to the system.
+
+    glibc gives buffers above 32 MiB back at once, and the top of its heap as well. Asked for anew, the first touch of
+    each 4 KiB is a fault that costs about as much as the arithmetic on them: a thin ResNet's training step takes 1.4
+    to 1.5 times as long so (`python -m benchmarks.pretrain`). Up to 2 GiB at the top of the heap are kept. Nothing
+    happens where there is no glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
