@@ -9,7 +9,8 @@
   the mean accuracy over the seeds is lightly's or more and the worst seed is within a point of it; both are printed.
 
 Seconds are those of training, from a ready network to the last step; ours are of the whole stage, with its metrics,
-health, checkpoints and files. What packing the images into shards takes, once for all runs, is printed beside. Accuracy
+health, checkpoints and files. lightly's process keeps freed memory as `simclr` does (pipeline/host.py), without which
+it would take longer. What packing the images into shards takes, once for all runs, is printed beside. Accuracy
 is on test, of a logistic regression on standardised features of the whole images, its penalty chosen on a tenth of
 train, and of 20 neighbours. Each finished run is kept as JSON in FOLDER, so that a long comparison can go on later.
 --longer N trains ours N times as long, both recipes.
@@ -35,6 +36,7 @@ from torchvision.datasets import CIFAR10
 from benchmarks import lightly_simclr
 from benchmarks.harness import TOP, Comparison, Row, report, simclr
 from benchmarks.image_files import cut
+from pipeline.host import keep_freed_memory
 from stages.evaluation import fit_logistic_path
 from stages.evaluation.neighbours import classify, nearest
 from stages.evaluation.subsets import held_out
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES), help=f"some of {', '.join(SIDES)}")
     parser.add_argument("--longer", type=int, default=1, metavar="N", help="train ours N times as long")
     given = parser.parse_args()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,33 +3,43 @@
     python -m benchmarks.pretrain [--quick] [--data data/cifar10]
 
 - ours: the stage `pretrain` as `simclr run` runs it, from shards on disk, with views, loss, online probe and metrics;
-  read from the rates that the run keeps (`simclr show --json`), start-up, first window and last window aside.
+  read from the rates that the run keeps (`simclr show --json`), start-up, first window and last window aside. By the
+  default recipe, whose views are the Kornia engine's, and with those of the fused engine.
 - bare: the encoder alone on views at rest in memory: forward, mean of squares, backward, fused SGD. It is what the
   hardware allows; neither projector nor loss is in it.
 - lightly: its transform, head and loss on the same encoder and batch, at the fastest of workers 0, 1, 2 and both memory
   formats.
+
+Each runs in a process of its own. `simclr` has malloc keep freed memory (pipeline/host.py), which makes any training on
+a CPU faster; the last two run with that setting, against which `limit` and `lightly` are, and as Python starts them.
 
 A thin ResNet-10 at 32 pixels, and a ResNet-18 at 96 pixels; the first also as two processes. DIR holds
 train/<class>/*.jpg of 32 pixels; the images of 96 pixels are made.
 """
 
 import json
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import lightly_simclr
 from benchmarks.harness import Comparison, Row, arguments, report, simclr
 from benchmarks.image_files import make
+from pipeline.host import keep_freed_memory
 from stages.models import build_encoder
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+OURS, FUSED, BARE, LIGHTLY = "ours", "ours, fused views", "bare encoder", "lightly"
+AS_IS = ", plain malloc"
+WARM_UP = 2
 LIGHTLY_WARM_UP = 8
 """Steps until lightly's workers have no batches left that they made before they were timed."""
 
@@ -44,6 +54,7 @@ class Case:
     images: Path
     windows: int
     window_steps: int
+    engine: str = "kornia"
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -74,7 +85,10 @@ def ours(case: Case, store: Path, seed: int, device: str, processes: int = 1) ->
                 "stage": "shard", "source": f"folder:{case.images.resolve()}", "splits": "drawn", "test_fraction": 0.0,
                 "val_fraction": 0.0, "near_duplicates": False,
             },
-            "views": {"stage": "augment", "shards": "shards", "preset": "natural", "image_size": case.image_size},
+            "views": {
+                "stage": "augment", "shards": "shards", "preset": "natural", "image_size": case.image_size,
+                "engine": case.engine,
+            },
             "simclr": {
                 "stage": "pretrain", "shards": "shards", "views": "views",
                 "architecture": {"backbone": case.backbone, "width": case.width},
@@ -93,48 +107,75 @@ def ours(case: Case, store: Path, seed: int, device: str, processes: int = 1) ->
     return 2 * case.batch_size * (last["step"] - first["step"]) / (last["at"] - first["at"])
 
 
-def bare(case: Case, network: nn.Module, views: torch.Tensor, optimiser: torch.optim.Optimizer, steps: int) -> float:
+def bare(case: Case, device: str, keeps_memory: bool) -> float:
     """Views per second of the encoder alone."""
-    before = time.perf_counter()
-    for _ in range(steps):
-        optimiser.zero_grad()
-        network(views).square().mean().backward()
-        optimiser.step()
-    if views.is_cuda:
-        torch.cuda.synchronize()
-    return len(views) * steps / (time.perf_counter() - before)
-
-
-def lightly(case: Case, way: lightly_simclr.Way, steps: int) -> float:
-    """Views per second of lightly's SimCLR."""
-    encoder = build_encoder(**case.architecture)
-    batches = lightly_simclr.loader(case.images, case.recipe, way.workers)
-    clock = [
-        *lightly_simclr.train(
-            encoder, encoder.embedding_size, batches, case.recipe, way, LIGHTLY_WARM_UP + steps, lambda _: 0.1
-        )
-    ][LIGHTLY_WARM_UP:]
-    return 2 * case.batch_size * steps / (clock[-1] - clock[0])
-
-
-def measure(case: Case, store: Path, runs: int, device: str) -> Row:
-    """Medians of alternating runs."""
+    if keeps_memory:
+        keep_freed_memory()
     encoder = build_encoder(**case.architecture)
     encoder.to(device).to(memory_format=torch.channels_last)
     views = torch.randn(2 * case.batch_size, 3, case.image_size, case.image_size, device=device)
     views = views.contiguous(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(encoder.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=True)
-    rates: dict[str, list[float]] = {"ours": [], "bare encoder": [], "lightly": []}
-    ours(replace(case, windows=1, window_steps=1), store, 0, device)  # shards and views are made
-    bare(case, encoder, views, optimiser, 2)
-    way = lightly_simclr.fastest_way(case.architecture, case.images, case.recipe, 12) if device == "cpu" else None
+    before = 0.0
+    for step in range(WARM_UP + case.steps):
+        if step == WARM_UP:
+            _wait_for(views)
+            before = time.perf_counter()
+        optimiser.zero_grad()
+        encoder(views).square().mean().backward()
+        optimiser.step()
+    _wait_for(views)
+    return len(views) * case.steps / (time.perf_counter() - before)
+
+
+def _wait_for(views: torch.Tensor) -> None:
+    if views.is_cuda:
+        torch.cuda.synchronize()
+
+
+def lightly(case: Case, way: lightly_simclr.Way, keeps_memory: bool) -> float:
+    """Views per second of lightly's SimCLR."""
+    if keeps_memory:
+        keep_freed_memory()
+    encoder = build_encoder(**case.architecture)
+    batches = lightly_simclr.loader(case.images, case.recipe, way.workers)
+    clock = [
+        *lightly_simclr.train(
+            encoder, encoder.embedding_size, batches, case.recipe, way, LIGHTLY_WARM_UP + case.steps, lambda _: 0.1
+        )
+    ][LIGHTLY_WARM_UP:]
+    return 2 * case.batch_size * case.steps / (clock[-1] - clock[0])
+
+
+def in_own_process(work: Callable[..., Any], *given: Any) -> Any:
+    """What `work(*given)` returns in a fresh interpreter."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
+def measure(case: Case, store: Path, runs: int, device: str) -> Row:
+    """Medians of alternating runs."""
+    fused = replace(case, engine="fused")
+    contenders: dict[str, Callable[[int], float]] = {
+        OURS: lambda seed: ours(case, store, seed, device),
+        FUSED: lambda seed: ours(fused, store, seed, device),
+        BARE: lambda _: in_own_process(bare, case, device, True),
+        BARE + AS_IS: lambda _: in_own_process(bare, case, device, False),
+    }
+    settings = {}
+    if device == "cpu":
+        way = in_own_process(lightly_simclr.fastest_way, case.architecture, case.images, case.recipe, 12)
+        settings[LIGHTLY] = str(way)
+        contenders |= {
+            LIGHTLY: lambda _: in_own_process(lightly, case, way, True),
+            LIGHTLY + AS_IS: lambda _: in_own_process(lightly, case, way, False),
+        }
+    ours(replace(case, windows=1, window_steps=1), store, 0, device)  # the shards are made
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
     for seed in range(1, runs + 1):
-        rates["ours"].append(ours(case, store, seed, device))
-        rates["bare encoder"].append(bare(case, encoder, views, optimiser, case.steps))
-        if way is not None:
-            rates["lightly"].append(lightly(case, way, case.steps))
-    values = {name: median(taken) for name, taken in rates.items() if taken}
-    return Row(case.name, values, {"lightly": str(way)} if way else {})
+        for name, rate in contenders.items():
+            rates[name].append(rate(seed))
+    return Row(case.name, {name: median(taken) for name, taken in rates.items()}, settings)
 
 
 def growth_with_processes(case: Case, store: Path, runs: int, device: str) -> Row:
@@ -148,7 +189,7 @@ def growth_with_processes(case: Case, store: Path, runs: int, device: str) -> Ro
 
 def main() -> None:
     given = arguments(__doc__)
-    runs, windows = (1, 2) if given.quick else (5, 4)
+    runs, windows = (1, 2) if given.quick else (3, 4)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         small = given.data / "train" if given.data else make(folder / "small", 2048, 32, 32)
@@ -159,15 +200,21 @@ def main() -> None:
         ]
         rows = [measure(case, folder / "store", runs, given.device) for case in cases]
         processes = [] if given.quick else [growth_with_processes(cases[0], folder / "store", runs, given.device)]
-    limits = [row.values["ours"] / row.values["bare encoder"] for row in rows]
     comparison = Comparison(
-        "pretrain", "views/s", rows[0].case, rows, limit=rows[0].values["bare encoder"], runs=runs,
-        ratio={"limit": min(limits), "limit_32": limits[0], "limit_96": limits[1]},
+        "pretrain", "views/s", rows[0].case, [*rows, *processes], limit=rows[0].values[BARE], runs=runs
     )  # fmt: skip
-    for row, key in zip(rows, ("lightly", "lightly_96"), strict=True):
-        if "lightly" in row.values:
-            comparison.ratio[key] = row.values["ours"] / row.values["lightly"]
-    comparison.rows += processes
+    ratio = comparison.ratio
+    for case, row in zip(cases, rows, strict=True):
+        size = case.image_size
+        ratio |= {f"limit_{size}": row.values[OURS] / row.values[BARE],
+                  f"limit_fused_{size}": row.values[FUSED] / row.values[BARE],
+                  f"limit_plain_malloc_{size}": row.values[OURS] / row.values[BARE + AS_IS]}  # fmt: skip
+        if LIGHTLY in row.values:
+            ratio |= {f"lightly_{size}": row.values[OURS] / row.values[LIGHTLY],
+                      f"lightly_plain_malloc_{size}": row.values[OURS] / row.values[LIGHTLY + AS_IS]}  # fmt: skip
+    ratio["limit"] = min(ratio[f"limit_{case.image_size}"] for case in cases)
+    if "lightly_32" in ratio:
+        ratio["lightly"] = ratio["lightly_32"]
     report(comparison)
 
 
