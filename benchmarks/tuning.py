@@ -36,7 +36,7 @@ ROUNDS: tuple[tuple[dict[str, str], ...], ...] = (
     tuple({NAME: "adamw", RATE: rate} for rate in ("1e-3", "3e-3")),
     tuple({NAME: "lars", RATE: rate} for rate in ("1.0", "3.0")),
     tuple({"simclr.optimiser.weight_decay": value} for value in ("1e-5", "5e-4")),
-    tuple({"simclr.projector.hidden": width} for width in ("128", "2048")),
+    tuple({NAME: "sgd", RATE: rate} for rate in ("0.03", "0.09")),
 )
 """24 trials."""
 
