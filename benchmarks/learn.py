@@ -175,9 +175,11 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
     before = time.perf_counter()
     shards = pack(images, store)
     packing = time.perf_counter() - before
-    way = None
-    if LIGHTLY.keys() & set(sides):
-        way = in_own_process(lightly_simclr.fastest_way, ENCODER, images / "train", PUBLISHED, like_simclr=True)
+    ways = {
+        side: in_own_process(lightly_simclr.fastest_way, ENCODER, images / "train", LIGHTLY[side], like_simclr=True)
+        for side in sides
+        if side in LIGHTLY
+    }
     count = sum(1 for _ in images.rglob("*.*"))
     outcomes: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
@@ -186,7 +188,7 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
             if side in LIGHTLY:
                 made_by |= {"recipe": asdict(LIGHTLY[side]), "epochs": EPOCHS}
                 work = partial(
-                    in_own_process, train_lightly, LIGHTLY[side], images, shards, seed, way, like_simclr=True
+                    in_own_process, train_lightly, LIGHTLY[side], images, shards, seed, ways[side], like_simclr=True
                 )
             else:
                 changes = longer_changes(side, longer)
@@ -194,7 +196,7 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
                 work = partial(train_ours_and_score, RECIPES[side], images, shards, store, seed, changes)
             kept = folder / f"{side}{f'-x{longer}' if longer > 1 else ''}-{seed}.json"
             outcomes.setdefault(side, []).append(once(kept, made_by, work))
-    return summarise(outcomes, packing, str(way) if way else None)
+    return summarise(outcomes, packing, {side: str(way) for side, way in ways.items()})
 
 
 def longer_changes(side: str, longer: int) -> list[str]:
@@ -204,7 +206,7 @@ def longer_changes(side: str, longer: int) -> list[str]:
     return [f"simclr.{name}={settings[name] * longer}" for name in lengths if longer > 1]
 
 
-def summarise(outcomes: dict[str, list[dict[str, float]]], packing: float, way: str | None) -> Comparison:
+def summarise(outcomes: dict[str, list[dict[str, float]]], packing: float, ways: dict[str, str]) -> Comparison:
     """Means over seeds."""
     comparison = Comparison("learn", "s", "seconds of training", runs=min(map(len, outcomes.values())))
     ours = "fast" if "fast" in outcomes else next(iter(outcomes))
@@ -215,8 +217,7 @@ def summarise(outcomes: dict[str, list[dict[str, float]]], packing: float, way: 
         ("20 neighbours, mean", "neighbours", "%"),
     ):
         values = {names[name]: mean(one[key] for one in runs) for name, runs in outcomes.items()}
-        settings = {"lightly": way} if way and key == "seconds" else {}
-        comparison.rows.append(Row(case, values, settings, unit))
+        comparison.rows.append(Row(case, values, ways if key == "seconds" else {}, unit))
     for name, runs in outcomes.items():
         linear = [one["linear"] for one in runs]
         spread = f" +- {stdev(linear):.2f}" if len(linear) > 1 else ""
