@@ -103,6 +103,40 @@ def test_a_batch_holds_until_the_call_after_the_next(mixed: Shards, loading: Any
     assert len(set(places)) == RING
 
 
+def test_nothing_is_written_over_before_copies_of_it_to_a_gpu_are_done(
+    mixed: Shards, loading: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """With a GPU that does nothing but take down which batches it was given copies of before an event."""
+    given: list[int] = []  # where in memory the batches lie that were handed out
+    waited_for = written_over = 0
+
+    class Event:
+        def record(self) -> None:
+            self.batches = len(given)
+
+        def synchronize(self) -> None:
+            nonlocal waited_for
+            waited_for = max(waited_for, self.batches)
+
+    empty, decode = torch.empty, Shards._decode
+
+    def watched(self: Shards, images: np.ndarray, positions: np.ndarray, least_side: int | None) -> None:
+        nonlocal written_over
+        below = [number for number, place in enumerate(given) if place == images.ctypes.data]
+        written_over += len(below) > 0
+        assert waited_for > max(below, default=-1)
+        decode(self, images, positions, least_side)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *given, pin_memory, **options: empty(*given, **options))
+    monkeypatch.setattr(Shards, "_decode", watched)
+    loader = loading(mixed, Shuffled(0, IMAGES, 6), free_bytes=NOTHING)
+    for step in (0, 1, 2, 3, 4, 9, 2, 3, 4, 5):
+        given.append(loader.load(step).images.data_ptr())
+    assert written_over > RING
+
+
 def test_a_set_that_is_kept_is_read_once(tmp_path: Path, loading: Any, monkeypatch: pytest.MonkeyPatch):
     write_shards(tmp_path, mixed_images(12))
     opened = open_shards(tmp_path, "train")
