@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import xxhash
 from torch import Tensor
@@ -263,9 +262,9 @@ class Shards:
             part = slice(start, start + SAMPLES_AT_ONCE)
             pairs, is_jpeg = self._shapes[part].view(np.int64)[:, 0], self._is_jpeg(part)
             for distinct, chosen in zip(found, (is_jpeg, ~is_jpeg), strict=True):
-                distinct.append(pc.unique(pa.array(pairs[chosen])))
+                distinct.append(pa.array(pairs[chosen]).unique())
         of_jpegs, of_others = (
-            pc.unique(pa.chunked_array(distinct, pa.int64())).to_numpy().copy().view(np.int32).reshape(-1, 2)
+            pa.chunked_array(distinct, pa.int64()).unique().to_numpy().copy().view(np.int32).reshape(-1, 2)
             for distinct in found
         )
         return of_jpegs, of_others
