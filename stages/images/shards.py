@@ -255,7 +255,7 @@ class Shards:
     def _distinct_shapes(self) -> tuple[np.ndarray, np.ndarray]:
         """The different stored heights and widths of the JPEGs and of all others, int32 [k, 2] each.
 
-        There are few, or fewer than samples. They are found once, part by part, so that it takes little memory.
+        Few in most sets. They are found once, part by part, so that it takes little memory.
         """
         found: tuple[list[pa.Array], list[pa.Array]] = ([], [])
         for start in range(0, len(self), SAMPLES_AT_ONCE):
