@@ -41,7 +41,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    given = arguments(__doc__)
+    given = arguments(__doc__, on_host=True)
     seeds = range(2) if given.quick else range(5)
     comparison = Comparison("engines", "% linear", "digits", runs=len(seeds))
     with tempfile.TemporaryDirectory() as temporary:

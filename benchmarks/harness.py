@@ -9,17 +9,21 @@ import argparse
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+
+from pipeline.host import keep_freed_memory, sleep_soon
 
 Work = Callable[[], object]
 """One run of a contender, inputs at hand; what it returns is thrown away."""
@@ -55,7 +59,8 @@ class Comparison:
         headline: case of the row that `ours` and `peers` of the JSON line are taken from.
         ratio: how many times faster, or smaller, ours is, by key.
         limit: of what the hardware allows in the headline's case, in the same unit, where it was measured.
-        runs: of each contender, warm-up aside.
+        runs: of each contender in the headline's case, warm-up aside.
+        device: `cpu` or an accelerator.
     """
 
     name: str
@@ -65,15 +70,17 @@ class Comparison:
     ratio: dict[str, float] = field(default_factory=dict)
     limit: float | None = None
     runs: int = 0
+    device: str = "cpu"
     notes: list[str] = field(default_factory=list)
 
 
-def arguments(doc: str | None, **options: Any) -> argparse.Namespace:
-    """--quick, --data and --device, and switches (`name="help"`) of the benchmark's own."""
+def arguments(doc: str | None, *, on_host: bool = False, **options: Any) -> argparse.Namespace:
+    """--quick, --data, --device unless all of it runs on the host, and switches (`name="help"`) of its own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs: at most a minute")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of images; without it they are found or made")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    if not on_host:
+        parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     for name, text in options.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
@@ -82,7 +89,7 @@ def arguments(doc: str | None, **options: Any) -> argparse.Namespace:
 def alternate(
     contenders: Mapping[str, Work], runs: int, *, warm_up: int = 1, device: str = "cpu", most_seconds: float = 600
 ) -> dict[str, float]:
-    """Median seconds of each contender over alternating runs.
+    """Median seconds of each contender over alternating runs; their spread is told on stderr.
 
     Args:
         runs: of each.
@@ -98,6 +105,8 @@ def alternate(
             took = seconds_of(work, device)
             if number >= warm_up:
                 seconds[name].append(took)
+    told = (f"{name} {min(taken):.3g} to {max(taken):.3g}" for name, taken in seconds.items())
+    print(f"seconds of {len(next(iter(seconds.values())))} runs: {', '.join(told)}", file=sys.stderr)
     return {name: median(taken) for name, taken in seconds.items()}
 
 
@@ -150,6 +159,25 @@ def _status(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
+def in_own_process(work: Callable[..., Any], *given: Any, like_simclr: bool = False) -> Any:
+    """What `work(*given)`, a function at a module's top, returns in a fresh interpreter.
+
+    Args:
+        like_simclr: the process waits for threads and keeps freed memory as ours do (pipeline/host.py).
+    """
+    before = dict(os.environ)
+    if like_simclr:
+        sleep_soon()  # the environment is handed on, and read when torch is loaded
+    try:
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=keep_freed_memory if like_simclr else None
+        ) as pool:
+            return pool.submit(work, *given).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def simclr(*words: object) -> str:
     """Run a command of ours, as `simclr` would; its stdout. What it tells on stderr is seen."""
     command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
@@ -189,7 +217,7 @@ def report(comparison: Comparison) -> None:
             "ratio": {key: round(value, 4) for key, value in comparison.ratio.items()},
             "limit": comparison.limit,
             "runs": comparison.runs,
-            "device": _device(),
+            "device": _device(comparison.device),
             "versions": _versions(),
             "commit": _commit(),
             "rows": [
@@ -213,9 +241,9 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _device(name: str) -> str:
+    if name.startswith("cuda"):
+        return torch.cuda.get_device_name(name)
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 

@@ -35,6 +35,9 @@ class Recipe:
     weight_decay: float = 1e-4
     hidden: int = 512
     dimension: int = 128
+    smallest_crop: float = 0.08
+    colour_strength: float | None = None
+    """None: the usual one of the size, 0.5 up to 64 pixels."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def loader(folder: Path, recipe: Recipe, workers: int) -> DataLoader:
     small = recipe.image_size <= 64
     transform = SimCLRTransform(
         input_size=recipe.image_size,
-        cj_strength=0.5 if small else 1.0,
+        cj_strength=recipe.colour_strength or (0.5 if small else 1.0),
+        min_scale=recipe.smallest_crop,
         gaussian_blur=0.0 if small else 0.5,
         normalize={"mean": [*recipe.mean], "std": [*recipe.std]},
     )

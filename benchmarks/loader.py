@@ -285,7 +285,7 @@ def row(case: str, rates: dict[str, float], of_ours: str, setting: str) -> Row:
 
 
 def main() -> None:
-    given = arguments(__doc__)
+    given = arguments(__doc__, on_host=True)
     torch.set_num_threads(1)
     comparison = Comparison("loader", "images/s", "32 px JPEG, batches of 256", runs=2 if given.quick else 5)
     with tempfile.TemporaryDirectory() as place:

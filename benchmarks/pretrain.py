@@ -10,19 +10,18 @@
 - lightly: its transform, head and loss on the same encoder and batch, at the fastest of workers 0, 1, 2 and both memory
   formats.
 
-Each runs in a process of its own. `simclr` has malloc keep freed memory (pipeline/host.py), which makes any training on
-a CPU faster; the last two run with that setting, against which `limit` and `lightly` are, and as Python starts them.
+Each runs in a process of its own. `simclr` changes how its process waits and keeps freed memory (pipeline/host.py),
+which makes any training on a CPU faster; the last two run so as well, which is what `limit` and `lightly` are against,
+and as Python starts them.
 
 A thin ResNet-10 at 32 pixels, and a ResNet-18 at 96 pixels; the first also as two processes. DIR holds
 train/<class>/*.jpg of 32 pixels; the images of 96 pixels are made.
 """
 
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -31,14 +30,13 @@ from typing import Any
 import torch
 
 from benchmarks import lightly_simclr
-from benchmarks.harness import Comparison, Row, arguments, report, simclr
+from benchmarks.harness import Comparison, Row, arguments, in_own_process, report, simclr
 from benchmarks.image_files import make
-from pipeline.host import keep_freed_memory
 from stages.models import build_encoder
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 OURS, FUSED, BARE, LIGHTLY = "ours", "ours, fused views", "bare encoder", "lightly"
-AS_IS = ", plain malloc"
+AS_IS = ", plain process"
 WARM_UP = 2
 LIGHTLY_WARM_UP = 8
 """Steps until lightly's workers have no batches left that they made before they were timed."""
@@ -107,10 +105,8 @@ def ours(case: Case, store: Path, seed: int, device: str, processes: int = 1) ->
     return 2 * case.batch_size * (last["step"] - first["step"]) / (last["at"] - first["at"])
 
 
-def bare(case: Case, device: str, keeps_memory: bool) -> float:
+def bare(case: Case, device: str) -> float:
     """Views per second of the encoder alone."""
-    if keeps_memory:
-        keep_freed_memory()
     encoder = build_encoder(**case.architecture)
     encoder.to(device).to(memory_format=torch.channels_last)
     views = torch.randn(2 * case.batch_size, 3, case.image_size, case.image_size, device=device)
@@ -133,10 +129,8 @@ def _wait_for(views: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def lightly(case: Case, way: lightly_simclr.Way, keeps_memory: bool) -> float:
+def lightly(case: Case, way: lightly_simclr.Way) -> float:
     """Views per second of lightly's SimCLR."""
-    if keeps_memory:
-        keep_freed_memory()
     encoder = build_encoder(**case.architecture)
     batches = lightly_simclr.loader(case.images, case.recipe, way.workers)
     clock = [
@@ -147,29 +141,25 @@ def lightly(case: Case, way: lightly_simclr.Way, keeps_memory: bool) -> float:
     return 2 * case.batch_size * case.steps / (clock[-1] - clock[0])
 
 
-def in_own_process(work: Callable[..., Any], *given: Any) -> Any:
-    """What `work(*given)` returns in a fresh interpreter."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *given).result()
-
-
 def measure(case: Case, store: Path, runs: int, device: str) -> Row:
     """Medians of alternating runs."""
     fused = replace(case, engine="fused")
     contenders: dict[str, Callable[[int], float]] = {
         OURS: lambda seed: ours(case, store, seed, device),
         FUSED: lambda seed: ours(fused, store, seed, device),
-        BARE: lambda _: in_own_process(bare, case, device, True),
-        BARE + AS_IS: lambda _: in_own_process(bare, case, device, False),
+        BARE: lambda _: in_own_process(bare, case, device, like_simclr=True),
+        BARE + AS_IS: lambda _: in_own_process(bare, case, device),
     }
     settings = {}
     if device == "cpu":
-        way = in_own_process(lightly_simclr.fastest_way, case.architecture, case.images, case.recipe, 12)
-        settings[LIGHTLY] = str(way)
-        contenders |= {
-            LIGHTLY: lambda _: in_own_process(lightly, case, way, True),
-            LIGHTLY + AS_IS: lambda _: in_own_process(lightly, case, way, False),
-        }
+        for name, like_simclr in ((LIGHTLY, True), (LIGHTLY + AS_IS, False)):
+            way = in_own_process(
+                lightly_simclr.fastest_way, case.architecture, case.images, case.recipe, 12, like_simclr=like_simclr
+            )
+            settings[name] = str(way)
+            contenders[name] = lambda _, way=way, like_simclr=like_simclr: in_own_process(
+                lightly, case, way, like_simclr=like_simclr
+            )
     ours(replace(case, windows=1, window_steps=1), store, 0, device)  # the shards are made
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for seed in range(1, runs + 1):
@@ -201,17 +191,18 @@ def main() -> None:
         rows = [measure(case, folder / "store", runs, given.device) for case in cases]
         processes = [] if given.quick else [growth_with_processes(cases[0], folder / "store", runs, given.device)]
     comparison = Comparison(
-        "pretrain", "views/s", rows[0].case, [*rows, *processes], limit=rows[0].values[BARE], runs=runs
+        "pretrain", "views/s", rows[0].case, [*rows, *processes], limit=rows[0].values[BARE], runs=runs,
+        device=given.device,
     )  # fmt: skip
     ratio = comparison.ratio
     for case, row in zip(cases, rows, strict=True):
         size = case.image_size
         ratio |= {f"limit_{size}": row.values[OURS] / row.values[BARE],
                   f"limit_fused_{size}": row.values[FUSED] / row.values[BARE],
-                  f"limit_plain_malloc_{size}": row.values[OURS] / row.values[BARE + AS_IS]}  # fmt: skip
+                  f"limit_plain_{size}": row.values[OURS] / row.values[BARE + AS_IS]}  # fmt: skip
         if LIGHTLY in row.values:
             ratio |= {f"lightly_{size}": row.values[OURS] / row.values[LIGHTLY],
-                      f"lightly_plain_malloc_{size}": row.values[OURS] / row.values[LIGHTLY + AS_IS]}  # fmt: skip
+                      f"lightly_plain_{size}": row.values[OURS] / row.values[LIGHTLY + AS_IS]}  # fmt: skip
     ratio["limit"] = min(ratio[f"limit_{case.image_size}"] for case in cases)
     if "lightly_32" in ratio:
         ratio["lightly"] = ratio["lightly_32"]

@@ -35,7 +35,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from benchmarks.harness import Comparison, Row, alternate, arguments, exponent, fastest, report
+from benchmarks.harness import Comparison, Row, alternate, arguments, exponent, fastest, peak_bytes, report
 from stages.evaluation import fit_logistic_path, nearest
 
 CLUSTERS_OF_A_CLASS, LATENT = 8, 96
@@ -245,6 +245,21 @@ def compare_neighbours(comparison: Comparison, problem: Problem, k: int, runs: i
         comparison.ratio["knn_sklearn"] = taken["scikit-learn"] / taken["ours"]
 
 
+def rows_of_many_classes(classes: int, count: int) -> tuple[Tensor, Tensor]:
+    """Features [count, 128] about a centre for each class, and labels."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    centres = torch.randn(classes, 128, generator=random)
+    scale = torch.arange(1, 129).float().rsqrt()
+    return (centres[labels] + torch.randn(count, 128, generator=random)) * scale, labels
+
+
+def fit_few(features: Tensor, labels: Tensor, *, warm_up: bool) -> None:
+    """Some evaluations, for the memory that they take."""
+    rows = slice(0, 2000 if warm_up else None)
+    fit_logistic_path(features[rows], labels[rows] % 10 if warm_up else labels, [GROWTH_PENALTY], max_iterations=2)
+
+
 def growth(comparison: Comparison, rows: int, counts: Sequence[int], most: int | None) -> None:
     """A row for each number of classes: seconds of one penalty, and of an evaluation of its objective.
 
@@ -252,13 +267,9 @@ def growth(comparison: Comparison, rows: int, counts: Sequence[int], most: int |
         most: a last number of classes, with a row for each of them and EVALUATIONS_OF_MOST evaluations only.
     """
     sizes = [(classes, rows, 500) for classes in counts] + ([(most, most, EVALUATIONS_OF_MOST)] if most else [])
-    seconds, by_row = [], []
+    seconds, by_row, memory = [], [], []
     for classes, count, most_evaluations in sizes:
-        random = torch.Generator().manual_seed(0)
-        labels = torch.arange(count) % classes
-        scale = torch.arange(1, 129).float().rsqrt()
-        centres = torch.randn(classes, 128, generator=random)
-        features = (centres[labels] + torch.randn(count, 128, generator=random)) * scale
+        features, labels = rows_of_many_classes(classes, count)
         started = time.perf_counter()
         path = fit_logistic_path(features, labels, [GROWTH_PENALTY], max_iterations=most_evaluations)
         seconds.append(time.perf_counter() - started)
@@ -267,11 +278,14 @@ def growth(comparison: Comparison, rows: int, counts: Sequence[int], most: int |
         solved = {"ours": seconds[-1]} if bool(path.converged) else {}
         case = f"{classes:,} classes, {count:,} x 128, penalty {GROWTH_PENALTY:g}"
         comparison.rows.append(Row(case, solved | {"an evaluation": evaluation}))
-    growing = {"of one penalty": seconds[: len(counts)], "of an evaluation, by row,": by_row}
+        memory.append(peak_bytes(fit_few, features, labels))
+        comparison.rows.append(Row(f"{case}, memory at its peak", {"ours": memory[-1] / 2**20}, unit="MiB"))
+    growing = {"seconds of one penalty": seconds[: len(counts)], "seconds of an evaluation, by row,": by_row,
+               "bytes": memory}  # fmt: skip
     for what, taken in growing.items():
         numbers = [classes for classes, _, _ in sizes][: len(taken)]
         comparison.notes.append(
-            f"seconds {what} grow with classes to the power of {exponent(numbers, taken):.2f}, "
+            f"{what} grow with classes to the power of {exponent(numbers, taken):.2f}, "
             f"from {numbers[-2]:,} to {numbers[-1]:,} of {exponent(numbers[-2:], taken[-2:]):.2f}"
         )
 
@@ -282,7 +296,7 @@ def main() -> None:
     penalties = [float(penalty) for penalty in np.logspace(-6, 5, count)]
     runs = 3 if options.quick else 1
     made = made_features(rows, test, dimensions)
-    comparison = Comparison("probe", "s", "", runs=runs)
+    comparison = Comparison("probe", "s", "", runs=runs, device=options.device)
     comparison.ratio["sklearn"] = compare_paths(comparison, "made", made, penalties, options.third, runs)
     if options.data:
         images = image_features(options.data, rows, test, dimensions)

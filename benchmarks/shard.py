@@ -111,7 +111,7 @@ listed: list[Chunk] = []
 
 
 def main() -> None:
-    given = arguments(__doc__)
+    given = arguments(__doc__, on_host=True)
     count, runs = (20_000, 3) if given.quick else (50_000, 7)
     comparison = Comparison("shard", "images/s", f"{count:,} files, two processes", runs=runs)
     with tempfile.TemporaryDirectory() as place:

@@ -13,11 +13,11 @@ import argparse
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.image_files import cut
-from benchmarks.learn import RECIPES, once, pack, score, train_ours
+from benchmarks.learn import RECIPES, once, pack, train_ours_and_score
 
 HELD_OUT = 5
 PROBED_PER_CLASS = 1500
@@ -73,11 +73,9 @@ def main() -> None:
             settings = start | trial
             changes = [*COMMON, *(f"{name}={value}" for name, value in settings.items())]
 
-            def work(changes: list[str] = changes) -> dict[str, Any]:
-                encoder, _ = train_ours(RECIPES["published"], held, given.keep / "store", 0, changes)
-                return {"settings": changes} | score(encoder, probed)
-
-            outcome = once(given.keep / f"trial-{number:02d}.json", work)
+            made_by = {"recipe": RECIPES["published"].read_text(), "changes": changes}
+            work = partial(train_ours_and_score, RECIPES["published"], held, probed, given.keep / "store", 0, changes)
+            outcome = once(given.keep / f"trial-{number:02d}.json", made_by, work)
             number += 1
             if outcome["linear"] > best_linear:
                 best, best_linear = settings, outcome["linear"]

@@ -8,7 +8,8 @@ Those that work on batches are given uint8 tensors and both cores, those that wo
 a DataLoader of 0, 1 or 2 persistent workers, whatever is fastest. The process keeps freed memory, as `simclr` does:
 all contenders gain by that.
 
-Rows of their own: time against the size of a view, ours, images of that size, strength 1, blur of a tenth of it.
+Rows of their own: time, and memory of a batch with its images, against the size of a view: ours, images of that size,
+strength 1, blur of a tenth of it.
 """
 
 import random
@@ -32,13 +33,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from benchmarks.harness import Comparison, Row, Work, alternate, arguments, exponent, fastest, report
+from benchmarks.harness import Comparison, Row, Work, alternate, arguments, exponent, fastest, peak_bytes, report
 from pipeline.host import keep_freed_memory
 from stages.views import Policy, load, preset
 
 SIZES = (32, 64, 96, 128, 224, 384)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WORKERS = (0, 1, 2)
+GROWTH_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,18 @@ def _policy(image_size: int, **changes: float) -> Policy:
 PEERS = {"kornia": kornia_sequential, "lightly": lightly, "torchvision": torchvision}
 
 
+def make_views(policy: Policy, *, warm_up: bool) -> None:
+    """Two views of each of a batch of images, for the memory that they take."""
+    count, size = (1 if warm_up else GROWTH_BATCH), policy.image_size
+    images = _images(None, count, size, size)
+    load(policy)(images, torch.arange(count), 0)
+
+
 def main() -> None:
     chosen = arguments(__doc__)
     keep_freed_memory()
     runs = 3 if chosen.quick else 5
-    comparison = Comparison("views", "views/s", "32 px, batch 256", runs=runs)
+    comparison = Comparison("views", "views/s", "32 px, batch 256", runs=runs, device=chosen.device)
     for size, batch, count, shape in (
         (32, 256, 512 if chosen.quick else 1024, (32, 32)),
         (224, 64, 64 if chosen.quick else 128, (256, 341)),
@@ -219,17 +228,21 @@ def main() -> None:
             comparison.ratio[f"{name}_{size}"] = values["ours"] / values[name]
         comparison.ratio[f"engine_{size}"] = values["ours"] / values["our kornia engine"]
 
-    times = []
+    times, memory = [], []
     for size in SIZES:
         count = max(4, 2**20 // size**2 // (2 if chosen.quick else 1))
         policy = _policy(size, colour_strength=1.0, blur=0.5)
         case = Case(_images(chosen.data, count, size, size), policy, count, chosen.device)
         seconds = alternate({"ours": ours_fused(case)[""]}, 2 * runs + 1, warm_up=2, device=chosen.device)
         times.append(1000 * seconds["ours"] / (2 * count))
-        comparison.rows.append(
-            Row(f"{size} px, blur of {policy.blur_kernel} taps", {"ours": times[-1]}, unit="ms/view")
-        )
-    comparison.notes.append(f"time grows as the size of a view to the power of {exponent(SIZES, times):.2f}")
+        memory.append(peak_bytes(make_views, policy.model_copy(update={"engine": "fused"})))
+        name = f"{size} px, blur of {policy.blur_kernel} taps"
+        comparison.rows.append(Row(name, {"ours": times[-1]}, unit="ms/view"))
+        comparison.rows.append(Row(f"{name}, batch of {GROWTH_BATCH}", {"ours": memory[-1] / 2**20}, unit="MiB"))
+    comparison.notes.append(
+        f"with the size of a view, time grows by the power {exponent(SIZES, times):.2f}, memory by "
+        f"{exponent(SIZES, memory):.2f}"
+    )
     report(comparison)
 
 
