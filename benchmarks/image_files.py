@@ -9,7 +9,8 @@ from PIL import Image
 
 from stages.images.encode import Storage
 from stages.images.index import write_index, write_summary
-from stages.images.packing import Chunk, make_chunks, pack
+from stages.images.packing import Chunk, make_chunks
+from stages.images.packing_processes import pack
 from stages.sources.candidates import Candidate
 
 BACKGROUND = (255, 255, 255)

@@ -24,7 +24,8 @@ import webdataset as wds
 import pipeline.cli
 from benchmarks.harness import TOP, Comparison, Row, Work, alternate, arguments, peak_bytes, report
 from benchmarks.image_files import SMALL, candidates_of, chunks_of, find_or_make, make
-from stages.images.packing import Chunk, pack
+from stages.images.packing import Chunk
+from stages.images.packing_processes import pack
 from stages.sources.candidates import Candidate
 
 Writing = Callable[[Path, list[Candidate], Path, int], None]

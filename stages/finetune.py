@@ -39,7 +39,7 @@ from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbon
 from stages.models.freezing import UnknownPart, freeze, train_around
 from stages.models.heads import Head
 from stages.settings.finetune import Finetune
-from stages.views import Interpolation, Policy, load, preset, read_policy
+from stages.views import Interpolation, Policy, load, preset, read_policy, to_device
 
 CROP_AND_FLIP = {"colour_jitter": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
 """What is left of the policy of pretraining where a recipe names no views."""
@@ -124,7 +124,7 @@ def finetune(run: Run, settings: Finetune) -> None:
             with training.part("encoder forward"), run.autocast(settings.precision):
                 embeddings = embed(images)  # [B, D]
             with training.part("loss"):
-                loss, figures = measure(embeddings, batch.labels.to(run.device), step / steps)
+                loss, figures = measure(embeddings, to_device(batch.labels, run.device), step / steps)
             optimiser.zero_grad()
             with training.part("backward"):
                 loss.backward()

@@ -41,7 +41,7 @@ from stages.models import (
 )
 from stages.models.encoders import require_backbone
 from stages.settings.pretrain import Pretrain
-from stages.views import Policy, Views, evaluation_view, load, read_policy
+from stages.views import Policy, Views, evaluation_view, load, read_policy, to_device
 
 PROBE_LEARNING_RATE = 1e-3  # AdamW's usual one; the online probe is a gauge, not a result
 RANKME_SAMPLES_PER_DIMENSION = 10  # below that the estimate depends on their number (Garrido et al. 2023, section 4)
@@ -119,7 +119,7 @@ def pretrain(run: Run, settings: Pretrain) -> None:
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm)
             if probe is not None:
                 with training.part("online probe"):
-                    labels = batch.labels.to(run.device).repeat(2)
+                    labels = to_device(batch.labels, run.device).repeat(2)
                     training.record(probe_accuracy=probe.step(embeddings.detach(), labels))
             if training.line_is_due:
                 training.record(**_geometry(view_a.detach(), view_b.detach()))

@@ -27,7 +27,8 @@ from stages.images.near_duplicates import (
     near_duplicate_work,
     write_near_duplicates,
 )
-from stages.images.packing import NOT_THERE, Packed, PixelSums, Rejected, make_chunks, pack
+from stages.images.packing import NOT_THERE, Packed, PixelSums, Rejected, make_chunks
+from stages.images.packing_processes import pack
 from stages.images.reading import WindowUse
 from stages.images.splits import draw_splits
 from stages.images.tiles import Tile

@@ -44,6 +44,8 @@ steps:
   unlabelled: {stage: shard, source: "folder:images", labels: none, max_rejected: 0.2}
 
   small_views: {stage: augment, shards: digits, preset: natural, image_size: 12, blur: 0.5, contact_sheet_images: 2}
+  fused_views: {stage: augment, shards: digits, preset: natural, image_size: 12, blur: 0.5, engine: fused,
+                contact_sheet_images: 2}
   large_views: {stage: augment, shards: folder, preset: natural, image_size: 72, contact_sheet_images: 4}
   turned_views: {stage: augment, shards: folder, preset: microscopy, image_size: 48, contact_sheet_images: 4}
 
@@ -73,6 +75,13 @@ steps:
     max_steps: 2
     epochs: 2
     batch_size: 4
+
+  muon:
+    <<: *pretrain
+    views: fused_views
+    smaller_views: [{share: 0.5, image_size: 8}]
+    optimiser: {name: muon, learning_rate: 0.02, scaling: none}
+    record_every_steps: 1
 
   tuned_classes:
     stage: finetune

@@ -23,7 +23,8 @@ from pipeline.settings import changed_subset, hashed_subset
 from stages.evaluation import Fair, ProbeLabels, labels_digest
 from stages.images.encode import Storage
 from stages.images.index import write_index, write_summary
-from stages.images.packing import make_chunks, pack
+from stages.images.packing import make_chunks
+from stages.images.packing_processes import pack
 from stages.settings import STAGES
 from stages.sources.candidates import Candidate
 

@@ -11,7 +11,7 @@ FOLDERS = ("encoders", "evaluation", "images", "losses", "models", "reports", "s
 
 # Each module of pipeline/ may import those on its right, and those that they may import.
 LAYERS = {
-    "cli": {"runner", "display", "schema", "launcher", "encoders", "resources"},
+    "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host"},
     "display": {"runner"},
     "schema": {"stage", "templates"},
     "runner": {"recipe", "store", "comparison", "launcher"},
@@ -29,6 +29,7 @@ LAYERS = {
     "store": {"provenance", "encoders"},
     "encoders": {"progress", "provenance", "resources"},
     "resources": {"errors"},
+    "host": set(),
     "stage": {"settings"},
     "provenance": {"manifest", "settings"},
     "settings": set(),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadData, UsageError
 from stages.evaluation import read_features
-from stages.images import open_shards, packing
+from stages.images import open_shards, packing_processes
 from stages.images.decode import decode
 from stages.images.display import displayed
 from stages.images.encode import Storage, encode
@@ -381,7 +381,7 @@ def test_a_window_that_cuts_off_much_is_told(
     settings: dict[str, Any],
     processes: int,
 ):
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 0)
     for number, size in enumerate((8, 24, 8, 8)):
         values = np.full((size, size), 1000 * number, np.uint16)
         Image.fromarray(values).save(tmp_path / f"{number}.png")

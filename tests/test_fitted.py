@@ -14,11 +14,15 @@ from pipeline import cli
 from pipeline.errors import BadData
 from pipeline.recipe import load_recipe
 from pipeline.settings import Estimate, hashed_subset
+from stages.images.loader import RING
+from stages.losses.similarity_tiles import CPU
 from stages.reports.health import alarm
 from stages.settings import STAGES
 from stages.settings.augment import Augment
 from stages.settings.embed import Embed
-from stages.settings.pretrain import Pretrain
+from stages.settings.finetune import Finetune
+from stages.settings.pretrain import TILE_ROWS, TILES, Pretrain
+from stages.settings.training import CANVASES
 from stages.views import read_policy
 
 ENCODER: dict[str, Any] = {"backbone": "resnet10", "width": 4}
@@ -93,6 +97,28 @@ def test_estimates_know_no_sizes_yet() -> None:
     small = pretrain(batch_size=None).estimate({"views": views, "shards": Estimate(100)})
     large = pretrain(batch_size=None).estimate({"views": views, "shards": Estimate(100_000)})
     assert 0 < small.memory_bytes < large.memory_bytes
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_memory_is_counted_for_every_batch_in_the_loaders_ring(stage: str) -> None:
+    settings = (
+        pretrain(batch_size=64) if stage == "pretrain" else Finetune(shards="shards", encoder="random", batch_size=64)
+    )
+    small, large = (settings.estimate({"shards": Estimate(1000, sample_bytes)}) for sample_bytes in (0, 2**20))
+    assert large.memory_bytes - small.memory_bytes == RING * 64 * 2**20
+    assert CANVASES == RING
+
+
+def test_memory_of_similarities_stays_within_a_few_tiles() -> None:
+    """No matrix of all pairs is counted, since none is made: beyond a tile, memory is linear in the batch."""
+    assert CPU[:2] == (TILE_ROWS, TILE_ROWS)
+    assert CPU.kept <= TILE_ROWS**2
+    views = Estimate(sample_bytes=12 * 8**2)
+    sizes = (128, 256, 4096, 8192, 16384)
+    memory = [pretrain(batch_size=size).estimate({"views": views}).memory_bytes for size in sizes]
+    assert memory[4] - memory[3] == pytest.approx(2 * (memory[3] - memory[2]), abs=4)
+    of_views = (memory[3] - memory[2]) * 128 / 4096
+    assert memory[1] - memory[0] == pytest.approx(of_views + 4 * TILES * (512**2 - 256**2), abs=4)
 
 
 def test_stages_fit_to_the_images_and_say_so(

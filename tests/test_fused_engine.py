@@ -18,15 +18,31 @@ from kornia.enhance.adjust import (
 from kornia.filters import gaussian_blur2d
 from sklearn.datasets import load_sample_images
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as published
 
-from stages.views import Parameters, Policy, blur, draw, fused_engine, load, policy, preset, read_policy, resample
+from stages.views import (
+    Parameters,
+    Policy,
+    blur,
+    draw,
+    fused_engine,
+    load,
+    policy,
+    preset,
+    read_policy,
+    resample,
+    to_device,
+    transfer,
+)
 from stages.views.blur import gaussian_blur
 from stages.views.draws import ORDERS
 from stages.views.fused_engine import colour_matrices, fused_views, hue_rotations, mix_colours
 from stages.views.kornia_engine import kornia_views
 from stages.views.lines import STRIP, lay_on_side, weighted_sums
+from stages.views.warp import plan_warp, turn
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 NEUTRAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -38,6 +54,7 @@ LUMA = torch.tensor((0.299, 0.587, 0.114), dtype=torch.float64)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tests hold for the products and convolutions that accelerators are given, too."""
     if request.param == "accelerator":
+        monkeypatch.setattr(resample, "taps_by_kind", resample.resampling_taps)
         monkeypatch.setattr(resample, "_sum_taps", resample._multiply)
         monkeypatch.setattr(blur, "_sum_taps", blur._convolve)
 
@@ -348,6 +365,70 @@ def test_full_precision_whatever_surrounds_it_and_any_layout() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(views(images, ids, 0), alone)
     assert torch.equal(views(images.contiguous(memory_format=torch.channels_last), ids, 0), alone)
+
+
+# What an accelerator is given
+
+
+class Copies(TorchDispatchMode):
+    """Notes all copies between devices: from which to which, and whether the host goes on at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if func is torch.ops.aten._to_copy.default and device is not None and device != args[0].device:
+            self.seen.append((args[0].device.type, device.type, bool(kwargs.get("non_blocking"))))
+        assert func is not torch.ops.aten.copy_.default or args[0].device == args[1].device
+        return func(*args, **kwargs)
+
+
+def test_only_copies_from_the_host_to_a_gpu_go_on_by_themselves() -> None:
+    with FakeTensorMode(), Copies() as copies:
+        there = to_device(torch.ones(3), torch.device("cuda"))
+        assert to_device(there, torch.device("cuda", 0)) is there
+        to_device(there, torch.device("cpu"))
+        to_device(torch.ones(3), torch.device("meta"))
+    assert copies.seen == [("cpu", "cuda", True), ("cuda", "cpu", False), ("cpu", "meta", False)]
+
+
+def test_nothing_is_read_back_from_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's device without memory, where reading a number, or taking what a mask says, is an error."""
+    monkeypatch.setattr(transfer, "WITHOUT_WAITING", ("meta",))
+    images, sizes = noise(6, 40, 33), torch.tensor((40, 33)).expand(6, 2)
+    for changes in ({}, {"interpolation": "bicubic", "antialias": False}, {"interpolation": "nearest"}):
+        chosen = policy_of("aerial", 16, blur=0.5, **changes)
+        drawn = draw(chosen, 0, torch.arange(6), 0, sizes)
+        assert drawn.blur.any()
+        with Copies() as copies:
+            views = fused_views(to_device(images, torch.device("meta")), drawn, chosen)
+        assert views.shape == (12, 3, 16, 16)
+        assert set(copies.seen) == {("cpu", "meta", True)}
+
+
+def test_what_runs_on_an_accelerator_compiles_as_one_graph() -> None:
+    chosen = policy_of("aerial", 16, blur=0.5)
+    images, sizes = noise(6, 40, 33), torch.tensor((40, 33)).expand(6, 2)
+    drawn = draw(chosen, 0, torch.arange(6), 0, sizes)
+    matrices, blurred = colour_matrices(drawn, chosen), drawn.blur.nonzero().squeeze(1)
+    assert len(blurred)
+
+    def views_of(images: Tensor, drawn: Parameters, mixing: Tensor, mean_mixing: Tensor, blurred: Tensor) -> Tensor:
+        resampled = resample.resample(images, plan_warp(drawn, chosen, images.shape[2:]))
+        views = torch.empty(len(drawn), 3, 16, 16)
+        out = views.unflatten(0, (-1, len(images)))
+        mix_colours(turn(resampled, drawn.quarter_turns, chosen), mixing, mean_mixing, chosen, out)
+        gaussian_blur(views, blurred, drawn.blur_sigma[blurred], chosen.blur_kernel)
+        return views
+
+    torch.compiler.reset()
+    compiled = torch.compile(views_of, backend="aot_eager", fullgraph=True)
+    found = compiled(images, drawn, *matrices, blurred)
+    torch.testing.assert_close(found, views_of(images, drawn, *matrices, blurred), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, fused_views(images, drawn, chosen), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", policy.PRESETS)

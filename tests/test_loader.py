@@ -14,7 +14,8 @@ from PIL import Image
 from test_shards import image_file, mixed_images, write_shards
 from torch import Tensor
 
-from stages.images import DamagedShard, Shards, open_shards, shards
+from benchmarks.loader import make_index
+from stages.images import Batch, DamagedShard, Shards, open_shards, shards
 from stages.images.decode import decode_rgb
 from stages.images.loader import RING, BatchLoader, least_side_for
 from stages.images.schedule import OnePerGroup, Shuffled
@@ -101,6 +102,42 @@ def test_a_batch_holds_until_the_call_after_the_next(mixed: Shards, loading: Any
     places = [one.images.data_ptr() for one in given]
     assert places[:RING] * 2 == places[: 2 * RING]
     assert len(set(places)) == RING
+
+
+def test_nothing_is_written_over_before_copies_of_it_to_a_gpu_are_done(
+    mixed: Shards, loading: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """With a GPU that does nothing but take down which batches it was given copies of before an event."""
+    given: list[int] = []  # where in memory the batches lie that were handed out
+    waited_for = written_over = 0
+
+    class Event:
+        def record(self) -> None:
+            self.batches = len(given)
+
+        def synchronize(self) -> None:
+            nonlocal waited_for
+            waited_for = max(waited_for, self.batches)
+
+    empty, decode = torch.empty, Shards._decode
+
+    def watched(self: Shards, images: np.ndarray, positions: np.ndarray, least_side: int | None) -> None:
+        nonlocal written_over
+        below = [number for number, place in enumerate(given) if place == images.ctypes.data]
+        written_over += len(below) > 0
+        assert waited_for > max(below, default=-1)
+        decode(self, images, positions, least_side)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *given, pin_memory, **options: empty(*given, **options))
+    monkeypatch.setattr(Shards, "_decode", watched)
+    loader = loading(mixed, Shuffled(0, IMAGES, 6), free_bytes=NOTHING)
+    for step in (0, 1, 2, 3, 4, 9, 2, 3, 4, 5):
+        given.append(loader.load(step).images.data_ptr())
+        assert loader._ahead is not None
+        loader._ahead[1].result()  # so that the next call's event comes too late for it
+    assert written_over > RING
 
 
 def test_a_set_that_is_kept_is_read_once(tmp_path: Path, loading: Any, monkeypatch: pytest.MonkeyPatch):
@@ -191,6 +228,18 @@ def test_scaled_images_keep_the_least_side(photographs: Shards, least_side: int)
     assert batch.sizes[-1].tolist() == [120, 120]  # PNG is decoded whole
 
 
+@pytest.mark.parametrize("at_once", [1, 5, 2**20])
+def test_what_a_split_decodes_to_is_known_from_its_different_sizes(
+    mixed: Shards, monkeypatch: pytest.MonkeyPatch, at_once: int
+):
+    monkeypatch.setattr(shards, "SAMPLES_AT_ONCE", at_once)
+    opened, whole = open_shards(mixed.folder, "train"), mixed.batch(range(IMAGES)).sizes
+    for least_side in (None, 1, 3, 8, 20, 100):
+        sizes = mixed.batch(range(IMAGES), least_side=least_side).sizes
+        assert opened.canvas_at(least_side) == tuple(sizes.amax(0).tolist())
+        assert opened.is_scaled_at(least_side) == (not torch.equal(sizes, whole))
+
+
 def test_without_a_least_side_pixels_are_exact(photographs: Shards):
     batch = photographs.batch(range(len(SIDES)))
     for row, (height, width) in enumerate(SIDES):
@@ -245,22 +294,59 @@ def test_the_least_side_of_the_published_crops():
 
 # Growth
 
-HUGE = 100_000_000
+HUGE, MANY = 100_000_000, 1_000_000
+AT_ONCE = 0.05
+"""Seconds, which one operation on all of HUGE samples takes even in numpy. A busy host is given several tries."""
 
 
 def test_an_epoch_of_a_hundred_million_starts_anywhere_at_once():
-    """No part of it may take as long as one operation on all samples, which is 50 ms even in numpy."""
-    tracemalloc.start()
-    started = time.perf_counter()
-    schedule = Shuffled(0, HUGE, 4096)
-    positions = schedule.positions(37 * schedule.steps_per_epoch - 1)
-    took = time.perf_counter() - started
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert took < 0.5  # 2 ms on an idle core
-    assert peak < 2**21
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        schedule = Shuffled(0, HUGE, 4096)
+        positions = schedule.positions(37 * schedule.steps_per_epoch - 1)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < AT_ONCE
     assert len(np.unique(positions)) == 4096
     assert positions.max() < HUGE
+    tracemalloc.start()
+    schedule = Shuffled(0, HUGE, 4096)
+    schedule.positions(37 * schedule.steps_per_epoch - 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+def test_a_loader_of_a_million_starts_anywhere_at_once(tmp_path: Path, loading: Any, monkeypatch: pytest.MonkeyPatch):
+    """From an index whose tars are empty: all is as in training but for the decoding."""
+    make_index(tmp_path / "many", MANY)
+    monkeypatch.setattr(Shards, "_decode", lambda self, images, *_: images.fill(7))
+    opened, schedule = open_shards(tmp_path / "many", "train"), Shuffled(0, MANY, 256)
+    step = 37 * schedule.steps_per_epoch - 1
+
+    def first_batch() -> Batch:
+        loader = loading(opened, schedule, least_side=8, free_bytes=NOTHING)
+        assert "images on a canvas of 8 x 8" in loader.description
+        return loader.load(step)
+
+    tracemalloc.start()
+    first_batch()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * MANY  # the different sizes are found
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        batch = first_batch()
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < AT_ONCE
+    assert batch.sample_ids.tolist() == schedule.positions(step).tolist()
+    assert batch.sizes.tolist() == [[8, 8]] * 256
+    tracemalloc.start()
+    first_batch()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MANY / 2
 
 
 def test_a_batch_of_many_groups_is_drawn_at_once():

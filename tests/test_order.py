@@ -83,9 +83,12 @@ def test_positions_are_unrelated_to_samples(length: int):
 
 @pytest.mark.parametrize("length", [100_000_000, 2**40])
 def test_a_huge_epoch_starts_anywhere_at_once(length: int):
-    started = time.perf_counter()
-    positions = order(0, 5, length)[length - 4096 :]
-    assert time.perf_counter() - started < 0.5  # milliseconds on an idle core
+    seconds = []
+    for _ in range(5):  # a busy host may be slow at one of them
+        started = time.perf_counter()
+        positions = order(0, 5, length)[length - 4096 :]
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.05
     assert len(set(positions.tolist())) == 4096
     assert positions.min() >= 0
     assert positions.max() < length

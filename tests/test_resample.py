@@ -10,7 +10,15 @@ from torchvision.transforms.v2 import functional as published
 
 from stages.views import resample
 from stages.views.policy import Interpolation
-from stages.views.resample import Boxes, batch_parts, crop_and_resize, matrices, plan_resampling
+from stages.views.resample import (
+    Boxes,
+    batch_parts,
+    crop_and_resize,
+    matrices,
+    plan_resampling,
+    resampling_taps,
+    taps_by_kind,
+)
 
 MODES: dict[Interpolation, tuple[InterpolationMode, Image.Resampling]] = {
     "bilinear": (InterpolationMode.BILINEAR, Image.Resampling.BILINEAR),
@@ -33,6 +41,7 @@ def random_boxes(generator: torch.Generator, sizes: Tensor) -> Boxes:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tests hold for the way of accelerators too."""
     if request.param == "matrices":
+        monkeypatch.setattr(resample, "taps_by_kind", resampling_taps)
         monkeypatch.setattr(resample, "_sum_taps", resample._multiply)
 
 
@@ -146,6 +155,28 @@ def test_both_ways_are_one() -> None:
         assert taps.is_contiguous()
         assert products.is_contiguous()
         torch.testing.assert_close(taps, products, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("interpolation", MODES)
+def test_taps_by_kind_are_those_of_each_box(interpolation: Interpolation, antialias: bool) -> None:
+    """A CPU's and an accelerator's, which has room for boxes as long as the canvas: they come to the same matrices."""
+    for size_out in (8, 21, 70):
+        length = torch.cat((torch.arange(1, 51), torch.tensor([3, 50, 3, 7]))).repeat(2)
+        flipped = torch.arange(108) < 54
+        found = [
+            taps_of(length, flipped, 60, size_out, interpolation, antialias)
+            for taps_of in (taps_by_kind, resampling_taps)
+        ]
+        by_kind, directly = (matrices(tap, weight, 60) for tap, weight in found)
+        torch.testing.assert_close(by_kind, directly, rtol=0, atol=1e-6)
+        torch.testing.assert_close(by_kind[54:], by_kind[:54].flip(1), rtol=0, atol=1e-6)
+        if antialias and size_out == 8 and interpolation != "nearest":
+            assert found[0][0].shape[2] < found[1][0].shape[2]
+    for taps_of in (taps_by_kind, resampling_taps):
+        tap, weight = taps_of(length[:0], flipped[:0], 60, 21, interpolation, antialias)
+        assert tap.shape == weight.shape
+        assert tap.shape[:2] == (0, 21)
 
 
 def test_a_view_is_the_same_in_any_batch() -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import BadData
 from pipeline.settings import hashed_subset
-from stages.images import open_shards, packing
+from stages.images import open_shards, packing_processes
 from stages.images.decode import decode_rgb
 from stages.settings.shard import Shard
 from stages.sources.candidates import SourceError
@@ -102,10 +102,10 @@ def test_statistics_are_of_the_stored_training_pixels(tmp_path: Path, run_stage:
 def test_bytes_do_not_depend_on_processes_or_place(
     tmp_path: Path, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch, who: str
 ):
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
-    monkeypatch.setattr(packing, "PARTS_PER_PROCESS", 6)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing_processes, "PARTS_PER_PROCESS", 6)
     if who == "the other":  # or this process, which works while the other starts, is done before it has begun
-        monkeypatch.setattr(packing._Work, "take_back", lambda work: False)
+        monkeypatch.setattr(packing_processes._Work, "take_back", lambda work: False)
     folder = make_folder(tmp_path / "images")
     (folder / "cat/broken.jpg").write_bytes(b"\xff\xd8\xff")
     settings = {"images_per_shard": 7, "max_rejected": 0.1, "val_fraction": 0.1}

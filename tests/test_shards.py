@@ -19,11 +19,12 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
-from stages.images import DamagedShard, open_shards, packing
+from stages.images import DamagedShard, open_shards, packing, packing_processes
 from stages.images.decode import decode_rgb
 from stages.images.encode import Storage
 from stages.images.index import Row, rows_table, write_index, write_summary
-from stages.images.packing import Chunk, Packed, PixelSums, cut, join, make_chunks, pack, pack_chunk
+from stages.images.packing import Chunk, Packed, PixelSums, make_chunks, pack_chunk
+from stages.images.packing_processes import cut, join, pack
 from stages.sources.candidates import Candidate
 
 STORAGE = Storage(max_short_side=64, max_long_side=64, jpeg_quality=95, background=(255, 255, 255))
@@ -336,7 +337,8 @@ def test_sums_of_many_images_are_those_of_each(images: list[np.ndarray], pixels_
 
 def test_a_process_that_packs_loads_no_torch():
     program = (
-        "import sys, stages.images.packing; print([name for name in ('torch', 'webdataset') if name in sys.modules])"
+        "import sys, stages.images.packing_processes; "
+        "print([name for name in ('torch', 'webdataset') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
@@ -415,9 +417,9 @@ def test_progress_is_told_and_adds_up(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("who", ["both", "the other"])
 def test_progress_of_processes_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str):
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 0)
     if who == "the other":
-        monkeypatch.setattr(packing._Work, "take_back", lambda work: False)
+        monkeypatch.setattr(packing_processes._Work, "take_back", lambda work: False)
     chunks = chunks_of_one_file(tmp_path, image_file(np.zeros((4, 4, 3), np.uint8), "PNG"), [70] * 9)
     counted: list[int] = []
     packed = list(pack(chunks, 2, counted.append))
@@ -463,25 +465,25 @@ def test_parts_without_a_readable_image_leave_no_tar(tmp_path: Path):
 def test_few_large_images_are_worth_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chunks = chunks_of_one_file(tmp_path, image_file(np.zeros((64, 64, 3), np.uint8), "PNG"), [3])
     size = (tmp_path / "image").stat().st_size
-    monkeypatch.setattr(packing, "PROCESSES_FROM_BYTES", 3 * size + 1)
-    assert not packing._is_large(chunks)
-    monkeypatch.setattr(packing, "PROCESSES_FROM_BYTES", 3 * size)
-    assert packing._is_large(chunks)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM_BYTES", 3 * size + 1)
+    assert not packing_processes._is_large(chunks)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM_BYTES", 3 * size)
+    assert packing_processes._is_large(chunks)
     (one,) = pack(chunks, 2, lambda count: None)
     assert one.rows.num_rows == 3
-    monkeypatch.setattr(packing, "PROCESSES_FROM_BYTES", 10**9)
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 3)
-    assert packing._is_large(chunks)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM_BYTES", 10**9)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 3)
+    assert packing_processes._is_large(chunks)
     (tmp_path / "image").unlink()
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 4)
-    assert not packing._is_large(chunks)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 4)
+    assert not packing_processes._is_large(chunks)
 
 
 @pytest.mark.parametrize("who", ["both", "the other"])
 def test_leaving_off_stops_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str):
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 0)
     if who == "the other":
-        monkeypatch.setattr(packing._Work, "take_back", lambda work: False)
+        monkeypatch.setattr(packing_processes._Work, "take_back", lambda work: False)
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
     chunks = chunks_of_one_file(tmp_path, image_file(noise, "PNG"), [1, 2000])
     counted = []
@@ -502,14 +504,14 @@ from pathlib import Path
 
 sys.path[:0] = [{tests!r}, {project!r}]
 
-from stages.images import packing
+from stages.images import packing_processes
 from test_shards import chunks_of_one_file, image_file
 import numpy as np
 
-packing.PROCESSES_FROM = 0
-packing._Work.take_back = lambda work: False  # the other process does it all, so there is one
+packing_processes.PROCESSES_FROM = 0
+packing_processes._Work.take_back = lambda work: False  # the other process does it all, so there is one
 content = image_file(np.zeros((4, 4, 3), np.uint8), "PNG")
-packed = packing.pack(chunks_of_one_file(Path({folder!r}), content, [1, 1]), 2, lambda count: None)
+packed = packing_processes.pack(chunks_of_one_file(Path({folder!r}), content, [1, 1]), 2, lambda count: None)
 next(packed)
 print("ready", flush=True)
 sys.stdin.read()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from stages.images import open_shards, packing
+from stages.images import open_shards, packing_processes
 from stages.images.decode import decode_rgb
 from stages.images.tiles import Tile, tile_corners
 from stages.settings.shard import Shard
@@ -147,8 +147,8 @@ def test_tiles_of_any_number_of_channels(tmp_path: Path, run_stage: RunStage, ch
 
 
 def test_bytes_do_not_depend_on_processes(folder: Path, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(packing, "PROCESSES_FROM", 0)
-    monkeypatch.setattr(packing._Work, "take_back", lambda work: False)  # the other process does it all
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing_processes._Work, "take_back", lambda work: False)  # the other process does it all
     (folder / "train/b/broken.png").write_bytes(b"no image")
     settings = {"source": f"folder:{folder}", "max_rejected": 0.2, **SETTINGS}
     one, two = (run_stage("shard", settings | {"workers": workers}) for workers in (1, 2))

@@ -118,14 +118,12 @@ def _softmax(logits: Tensor, labels: Tensor, row_weights: Tensor) -> tuple[Tenso
     own = logits.gather(2, labels)
     largest = logits.amax(2, keepdim=True)
     logits.sub_(largest).exp_()
-    largest -= (
-        own  # of the label's own logit: exactly 0 where that is the largest, so that small losses keep their digits
-    )
-    own = torch.exp(-largest)
+    gap = largest.sub_(own)  # exactly 0 where the label's own logit is the largest: small losses keep their digits
+    own_exponential = torch.exp(-gap)
     logits.scatter_(2, labels, 0)
     others = logits.sum(2, keepdim=True)
-    total = others + own
-    loss = ((largest + torch.log1p(others + (own - 1))) * row_weights).sum((2, 3), dtype=torch.float64)
+    total = others + own_exponential
+    loss = ((gap + torch.log1p(others + (own_exponential - 1))) * row_weights).sum((2, 3), dtype=torch.float64)
     missed = others / total
     squares = (logits * logits).sum(2, keepdim=True) / (total * total)
     spread = ((2 * missed - missed * missed - squares) * row_weights).sum((2, 3), dtype=torch.float64)

@@ -8,8 +8,9 @@ so that scikit-learn's C is 1 / (penalty * N). What makes it quick, none of whic
   principal axes, where the covariance, and nearly the Hessian, is diagonal: `spread * variance + penalty`, `spread`
   being the mean of p (1 - p) at the moment. That diagonal preconditions L-BFGS: ten iterations, not hundreds.
 - More dimensions than rows: the features are reduced to the space that the rows span.
-- The path is walked from the largest penalty down. Each problem starts at the extrapolation of the two before and
-  with their curvature pairs, which are corrected exactly for the change of the penalty.
+- The penalties are solved in waves (stages/evaluation/path.py): a few, well apart, and then those halfway between what
+  is solved. Each sets out from a polynomial through its solved neighbours, and with the curvature pairs of the nearest
+  of those solved just before, which are corrected exactly for the change of the penalty.
 - Small problems (folds of subsets) are solved side by side, S at a time.
 """
 

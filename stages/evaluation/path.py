@@ -23,8 +23,8 @@ REACH = 3
 """Solved penalties, on either side, that a start is interpolated from."""
 ROWS_OF_WEIGHTS = 512
 """Classes, summed over problems, from which a wider product is no faster by the class."""
-BATCH_ELEMENTS = 2**21
-"""Variables, or logits, of problems so small that calls would take longer than arithmetic."""
+ELEMENTS_WORTH_A_CALL = 2**21
+"""Variables, or logits: the calls on fewer take longer than their arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
 def _at_once(problem: Problem, size: int) -> int:
     """Penalties that are solved side by side, for S sets of N rows with K variables each."""
     sets, rows, _ = problem.features.shape
-    small = BATCH_ELEMENTS // (sets * max(size, rows * problem.classes))
+    small = ELEMENTS_WORTH_A_CALL // (sets * max(size, rows * problem.classes))
     return max(1, small, ROWS_OF_WEIGHTS // problem.classes)
 
 

@@ -24,7 +24,8 @@ class BatchLoader:
 
     The images of a batch lie in a ring of RING parts of memory: they hold until `load` is called for the second time
     after the call that gave them, and who wants them for longer copies them. Copies to a GPU that do not block may be
-    under way until the next call: the ring is pinned then, and nothing is written over before they are done.
+    under way still: the ring is pinned then, and nothing is written over before those are done that were given to the
+    current stream of the current device, between the call that gave a batch and the next, in the thread that calls.
 
     A set whose decoded images take at most a quarter of the memory that is free stays in it: each image is read and
     decoded once, and its batches are the same to the bit. `description` says what was chosen.

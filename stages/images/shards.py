@@ -26,6 +26,9 @@ PARTS_PER_THREAD = 4
 SCALES = (8, 4, 2)
 """What libjpeg divides the sides of an image by while it decodes (rounding up) in less time than it takes for all."""
 
+SAMPLES_AT_ONCE = 2**20
+"""Of which the different sizes are found at once."""
+
 
 class Sample(NamedTuple):
     """One image. image: uint8 [C, H, W]; label: -1 without one; sample_id: position in the index of all splits."""
@@ -90,7 +93,7 @@ class Shards:
         last = np.zeros(len(self._shard_names), dtype=np.int64)
         last[self._shard_numbers] = np.arange(len(self))
         self._shards = [self._open(name, at) for name, at in zip(self._shard_names, last.tolist(), strict=True)]
-        self._canvases: dict[int | None, tuple[int, int]] = {None: self.canvas}
+        self._canvases: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -152,14 +155,21 @@ class Shards:
 
     def canvas_at(self, least_side: int | None) -> tuple[int, int]:
         """(height, width) of the images of a batch: of the largest that are decoded with this `least_side`."""
+        if least_side is None:
+            return self.canvas
         if least_side not in self._canvases:
-            height, width = self._sizes(np.arange(len(self)), least_side).max(axis=0, initial=1).tolist()
+            of_jpegs, of_others = self._distinct_shapes
+            sizes = np.concatenate((_scaled(of_jpegs, least_side), of_others))
+            height, width = sizes.max(axis=0, initial=1).tolist()
             self._canvases[least_side] = (height, width)
         return self._canvases[least_side]
 
     def is_scaled_at(self, least_side: int | None) -> bool:
         """Whether any image is decoded smaller than it is with this `least_side`."""
-        return bool((self._sizes(np.arange(len(self)), least_side) != self._shapes).any())
+        if least_side is None:
+            return False
+        of_jpegs, _ = self._distinct_shapes
+        return bool((_scaled(of_jpegs, least_side) != of_jpegs).any())
 
     @cached_property
     def groups(self) -> Tensor:
@@ -236,12 +246,28 @@ class Shards:
         shapes = self._shapes[positions]
         if least_side is None:
             return shapes
-        shorter = shapes.min(axis=1)
-        divisor = np.ones_like(shorter)
-        for scale in reversed(SCALES):
-            divisor[-(-shorter // scale) >= least_side] = scale
-        is_jpeg = np.array([name == "jpg" for name in self._formats])[self._format_numbers[positions]]
-        return np.where(is_jpeg[:, None], -(-shapes // divisor[:, None]), shapes)
+        return np.where(self._is_jpeg(positions)[:, None], _scaled(shapes, least_side), shapes)
+
+    def _is_jpeg(self, positions: np.ndarray | slice) -> np.ndarray:
+        return np.array([name == "jpg" for name in self._formats])[self._format_numbers[positions]]
+
+    @cached_property
+    def _distinct_shapes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The different stored heights and widths of the JPEGs and of all others, int32 [k, 2] each.
+
+        Few in most sets. They are found once, part by part, so that it takes little memory.
+        """
+        found: tuple[list[pa.Array], list[pa.Array]] = ([], [])
+        for start in range(0, len(self), SAMPLES_AT_ONCE):
+            part = slice(start, start + SAMPLES_AT_ONCE)
+            pairs, is_jpeg = self._shapes[part].view(np.int64)[:, 0], self._is_jpeg(part)
+            for distinct, chosen in zip(found, (is_jpeg, ~is_jpeg), strict=True):
+                distinct.append(pa.array(pairs[chosen]).unique())
+        of_jpegs, of_others = (
+            pa.chunked_array(distinct, pa.int64()).unique().to_numpy().copy().view(np.int32).reshape(-1, 2)
+            for distinct in found
+        )
+        return of_jpegs, of_others
 
     def _checked(self, indices: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
         positions = np.asarray(indices, dtype=np.int64)
@@ -281,6 +307,15 @@ class Shards:
         return DamagedShard(
             f"{self.folder / shard}: sample {int(self.sample_ids[position])} ({self._key(position)}) is damaged: {what}"
         )
+
+
+def _scaled(shapes: np.ndarray, least_side: int) -> np.ndarray:
+    """Heights and widths of JPEGs, stored and as they are decoded: int32 [n, 2] -> [n, 2]."""
+    shorter = shapes.min(axis=1)
+    divisor = np.ones_like(shorter)
+    for scale in reversed(SCALES):
+        divisor[-(-shorter // scale) >= least_side] = scale
+    return -(-shapes // divisor[:, None])
 
 
 def _names_and_numbers(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:

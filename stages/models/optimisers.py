@@ -73,8 +73,7 @@ def build_optimiser(
 
     The first group holds the weights. The second holds biases and the parameters of norms (everything of one
     dimension or none), which are neither decayed nor, by LARS, scaled (Chen et al. 2020, B.1) nor, by Muon, made
-    orthogonal. A head has two groups
-    of its own after them. Before each step call `set_learning_rate`.
+    orthogonal. A head has two groups of its own after them. Before each step call `set_learning_rate`.
 
     Args:
         momentum: of LARS, SGD and Muon; AdamW keeps its betas of 0.9 and 0.999.

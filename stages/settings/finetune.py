@@ -8,7 +8,7 @@ from pydantic import model_validator
 from pipeline.settings import LIBRARIES_BYTES, Estimate, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
 from stages.settings.losses import CrossEntropy, LossChoice
-from stages.settings.training import Optimiser, map_bytes, weight_bytes
+from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
 
 class FinetuneOptimiser(Optimiser):
@@ -113,6 +113,6 @@ class Finetune(StageSettings):
         shards = inputs["shards"] if "shards" in inputs else Estimate()
         scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
         batch = 1.3 * self.images_per_batch * maps * scalar_bytes
-        canvases = 2 * self.images_per_batch * shards.sample_bytes  # of this batch and the next
+        canvases = CANVASES * self.images_per_batch * shards.sample_bytes
         memory_bytes = int(LIBRARIES_BYTES + 4 * weights + batch + canvases)
         return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)

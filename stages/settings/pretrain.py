@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
-from stages.settings.training import Optimiser, map_bytes, weight_bytes
+from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
 
 class Projector(Settings):
@@ -28,6 +28,10 @@ class SmallerViews(Settings):
 FITTED_STEPS = 1000
 FITTED_BATCHES = ((64, 256), (128, 128))
 """Largest fitted batch for views of so many pixels at most; 64 for larger ones."""
+
+TILE_ROWS, TILES = 1024, 3
+"""NT-Xent holds tiles of the matrix of similarities, on a CPU of so many rows and columns: the exponentials that it
+keeps, and in the backward pass one that is computed and its weights (stages/losses/similarity_tiles.py)."""
 
 
 class Pretrain(StageSettings):
@@ -103,8 +107,9 @@ class Pretrain(StageSettings):
         scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
         shards = inputs["shards"] if "shards" in inputs else Estimate()
         batch_size = self.batch_size_for(shards.samples or 2**62, round(pixels**0.5))
-        batch = 2 * batch_size * maps * scalar_bytes + 16 * (2 * batch_size) ** 2
-        canvases = 2 * batch_size * shards.sample_bytes  # of this batch and the next
-        memory_bytes = int(LIBRARIES_BYTES + 4 * weights + 1.3 * batch + canvases)
+        batch = 1.3 * 2 * batch_size * maps * scalar_bytes
+        similarities = 4 * TILES * min(2 * batch_size, TILE_ROWS) ** 2
+        canvases = CANVASES * batch_size * shards.sample_bytes
+        memory_bytes = int(LIBRARIES_BYTES + 4 * weights + batch + similarities + canvases)
         # Two checkpoints of weights and momentum lie on disk beside the result.
         return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)

@@ -32,6 +32,10 @@ PARAMETERS = {
 }
 
 
+CANVASES = 3
+"""Batches of decoded images that the loader has room for: RING in stages/images/loader.py."""
+
+
 def weight_bytes(architecture: Architecture) -> float:
     """Roughly what the parameters of an encoder take in fp32."""
     return 4 * PARAMETERS.get(architecture.backbone, 30e6) * (architecture.width / 64) ** 2

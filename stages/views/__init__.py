@@ -25,6 +25,7 @@ from stages.views.policy import (
     write_policy,
 )
 from stages.views.resample import Boxes, batch_parts, crop_and_resize
+from stages.views.transfer import to_device
 
 __all__ = [
     "PRESETS",
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "preset",
     "read_policy",
+    "to_device",
     "write_policy",
 ]
 
@@ -61,7 +63,8 @@ class Views:
         """Draw and compute.
 
         Args:
-            images: uint8 [B, C, H, W], canvas padded at the bottom and right.
+            images: uint8 [B, C, H, W], canvas padded at the bottom and right. Pinned ones may be on their way to a GPU
+                still when this returns: see to_device. A BatchLoader waits before it writes over its own.
             sample_ids: int64 [B]; with seed and epoch they decide all draws.
             epoch: number of the epoch, from 0; or int64 [B], a number that is another at each visit of a sample.
             sizes: int64 [B, 2], height and width of each image; the whole canvas if left out.
@@ -117,7 +120,7 @@ def evaluation_view(
         float32 [B, C, image_size, image_size], normalised.
     """
     images, sizes = _check_images(images, sizes, None, len(mean))
-    sizes = sizes.to(images.device)
+    sizes = to_device(sizes, images.device)
     short_side = sizes.amin(dim=1)
     side = short_side if image_size <= SMALL_IMAGE_SIZE else torch.round(short_side * EVALUATION_CROP).to(torch.int64)
     top, left = ((sizes - side[:, None]) // 2).unbind(1)
@@ -146,4 +149,4 @@ def _check_images(
         sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
     if sizes.shape != (len(images), 2):
         raise ValueError(f"sizes must be int64 [B, 2], not {tuple(sizes.shape)} for {len(images)} images")
-    return images.to(device or images.device), sizes.to(torch.int64)
+    return to_device(images, device or images.device), sizes.to(torch.int64)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stages.views.policy import Policy
+from stages.views.transfer import to_device
 
 CROP_TRIES = 10
 """As in torchvision's RandomResizedCrop, after which a central crop is taken."""
@@ -79,8 +80,8 @@ class Parameters:
         return Parameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def to(self, device: torch.device) -> "Parameters":
-        """The same on another device."""
-        return Parameters(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same on another device: see to_device."""
+        return Parameters(*(to_device(getattr(self, field.name), device) for field in fields(self)))
 
 
 def philox(counter: Counter, key: tuple[int, int]) -> Counter:

@@ -20,6 +20,7 @@ from stages.views.blur import gaussian_blur
 from stages.views.draws import Parameters
 from stages.views.policy import Policy
 from stages.views.resample import batch_parts, resample
+from stages.views.transfer import to_device
 from stages.views.warp import plan_warp, turn
 
 LUMA = (0.299, 0.587, 0.114)
@@ -31,7 +32,8 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
 
     Args:
         images: uint8 [B, C, H, W], a padded canvas.
-        parameters: of N = V * B views, view-major; if on the host, an accelerator is never waited for.
+        parameters: of N = V * B views, view-major. If they are on the host, nothing is read back from an accelerator,
+            and the copies to a GPU do not wait for it: a few numbers for each view, see to_device.
         policy: what is not drawn: size, interpolation, mean and std.
     Returns:
         float32 [N, C, image_size, image_size], normalised.
@@ -40,11 +42,12 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
     rows = torch.arange(len(parameters)).view(-1, len(images))  # [V, B]
     parameters, drawn = parameters.to(torch.device("cpu")), parameters.to(device)
     resampling = plan_warp(drawn, policy, images.shape[2:])
-    mixing, mean_mixing = (each.to(device) for each in colour_matrices(parameters, policy))
+    mixing, mean_mixing = (to_device(each, device) for each in colour_matrices(parameters, policy))
     result = torch.empty(len(parameters), channels, size, size, device=device)
     for part in batch_parts(images, size):
         host_rows = rows[:, part].flatten()
-        of_part, blurred = host_rows.to(device), host_rows[parameters.blur[host_rows]].to(device)
+        of_part = to_device(host_rows, device)
+        blurred = to_device(host_rows[parameters.blur[host_rows]], device)
         views = turn(resample(images[part], resampling[of_part]), drawn.quarter_turns[of_part], policy)
         out = result.unflatten(0, rows.shape)[:, part]
         mix_colours(views, mixing[of_part], mean_mixing[of_part], policy, out)
@@ -55,7 +58,8 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
 def mix_colours(views: Tensor, mixing: Tensor, mean_mixing: Tensor, policy: Policy, out: Tensor) -> None:
     """Apply colour_matrices to views [N, C, s, s], clamp and normalise, into `out` [V, B, C, s, s]."""
     pixels = views.flatten(2)  # [N, C, s * s]
-    mean, std = views.new_tensor((policy.mean, policy.std))[:, :, None]  # [C, 1] each
+    mean_and_std = torch.tensor((policy.mean, policy.std), dtype=views.dtype)
+    mean, std = to_device(mean_and_std, views.device)[:, :, None]  # [C, 1] each
     offset = torch.baddbmm(-mean, mean_mixing, pixels.mean(2, keepdim=True)) / std
     operands = zip(*(each.split(out.shape[1]) for each in (offset, mixing / std, pixels)), strict=True)
     for view, (offset_of_view, mixing_of_view, pixels_of_view) in zip(out, operands, strict=True):

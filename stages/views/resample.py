@@ -101,15 +101,8 @@ def plan_resampling(
     # Rows and columns in one go.
     start, length = torch.cat((boxes.top, boxes.left)), torch.cat((boxes.height, boxes.width))
     flipped = torch.cat((boxes.vertical_flip, boxes.horizontal_flip))
-    longest = max(canvas)
-    if start.device.type == "cpu" and len(length):  # an accelerator would have to be waited for
-        # Boxes of one length have the same taps but for the place where they start, and a batch has few lengths.
-        kinds, kind = (2 * length + flipped).unique(return_inverse=True)
-        longest = int(length.max())
-        taps, weights = resampling_taps(kinds // 2, kinds % 2 == 1, longest, image_size, interpolation, antialias)
-        tap, weight = taps[kind], weights[kind]
-    else:
-        tap, weight = resampling_taps(length, flipped, longest, image_size, interpolation, antialias)
+    taps_of = taps_by_kind if start.device.type == "cpu" else resampling_taps
+    tap, weight = taps_of(length, flipped, max(canvas), image_size, interpolation, antialias)
     index = start[:, None, None].to(torch.int32) + tap
     (row, column), (row_weight, column_weight) = index.chunk(2), weight.chunk(2)
     return Resampling(row, row_weight, column, column_weight, overshoots=interpolation == "bicubic")
@@ -158,6 +151,20 @@ def matrices(index: Tensor, weight: Tensor, size_in: int) -> Tensor:
     for number in range(index.shape[2]):  # one at a time: taps of a row may meet at an edge, and a sum has one order so
         result.scatter_add_(2, index[:, :, number, None].long(), weight[:, :, number, None])
     return result
+
+
+def taps_by_kind(
+    length: Tensor, flipped: Tensor, longest: int, size_out: int, interpolation: Interpolation, antialias: bool
+) -> tuple[Tensor, Tensor]:
+    """What resampling_taps gives, with as many taps as the longest that is there has need of: see there.
+
+    Boxes of one length have the same taps but for the place where they start, and a batch has few lengths, so that a
+    CPU finds those of each length once. An accelerator would have to be waited for to know how many there are.
+    """
+    kinds, kind = (2 * length + flipped).unique(return_inverse=True)
+    longest = int(length.max()) if len(length) else longest
+    taps, weights = resampling_taps(kinds // 2, kinds % 2 == 1, longest, size_out, interpolation, antialias)
+    return taps[kind], weights[kind]
 
 
 def resampling_taps(
