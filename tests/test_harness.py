@@ -1,11 +1,12 @@
 """What all comparisons in benchmarks/ share."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from benchmarks.harness import Comparison, Row, alternate, exponent, fastest, peak_bytes, report
+from benchmarks.harness import Comparison, Row, alternate, exponent, fastest, in_own_process, peak_bytes, report
 
 
 def test_contenders_alternate_and_the_warm_up_does_not_count() -> None:
@@ -51,3 +52,16 @@ def test_the_last_line_of_stdout_is_json_with_the_headlines_figures(capsys: pyte
     assert (line["ours"], line["peers"], line["ratio"], line["limit"]) == (2.0, {"peer": 8.0}, {"peer": 4.0}, 1.5)
     assert {"name", "unit", "runs", "device", "versions", "commit"} <= line.keys()
     assert "large: peer at its best: 2 workers" in err
+
+
+def place_of(name: str) -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get(name)
+
+
+def test_a_contender_of_its_own_process_finds_what_ours_are_started_with() -> None:
+    before = dict(os.environ)
+    theirs, plain = in_own_process(place_of, "GOMP_SPINCOUNT")
+    ours, waits = in_own_process(place_of, "GOMP_SPINCOUNT", like_simclr=True)
+    assert os.getpid() not in (theirs, ours)
+    assert (plain, waits) == (before.get("GOMP_SPINCOUNT"), before.get("GOMP_SPINCOUNT", "3000"))
+    assert dict(os.environ) == before

@@ -25,7 +25,7 @@ def by_singular_values(matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(4, 4), (3, 8), (9, 5), (1, 6), (6, 1)])
 def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(matrix)
+    [found] = orthogonal([matrix])
     assert torch.allclose(found, by_singular_values(matrix), atol=1e-10)
     values = torch.linalg.svdvals(found) / math.sqrt(max(1, shape[0] / shape[1]))
     assert (values > 0.3).all()
@@ -41,11 +41,19 @@ def test_single_precision_is_enough_where_singular_values_are_far_apart(
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     matrix = left @ torch.logspace(0, smallest_exponent, min(shape), dtype=torch.float64).diag() @ right
     expected = by_singular_values(matrix)
-    assert (orthogonal(matrix.float()) - expected).norm() < 1e-3 * expected.norm()
+    assert (orthogonal([matrix.float()])[0] - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_matrices_of_one_side_are_worked_on_together_and_each_is_as_alone() -> None:
+    shapes = [(4, 9), (3, 8), (7, 4), (4, 4), (4, 30), (8, 3)]
+    matrices = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
+        assert found.shape == matrix.shape
+        assert torch.allclose(found, by_singular_values(matrix), atol=1e-10)
 
 
 def test_a_matrix_of_zeros_does_not_move() -> None:
-    assert orthogonal(torch.zeros(3, 5)).eq(0).all()
+    assert orthogonal([torch.zeros(3, 5)])[0].eq(0).all()
 
 
 def gradients_at(step: int) -> list[Tensor]:
