@@ -192,7 +192,7 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
                 )
             else:
                 changes = longer_changes(side, longer)
-                made_by |= {"recipe": RECIPES[side].read_text(), "changes": changes}
+                made_by |= {"recipe": yaml.safe_load(RECIPES[side].read_text()), "changes": changes}
                 work = partial(train_ours_and_score, RECIPES[side], images, shards, store, seed, changes)
             kept = folder / f"{side}{f'-x{longer}' if longer > 1 else ''}-{seed}.json"
             outcomes.setdefault(side, []).append(once(kept, made_by, work))

@@ -16,6 +16,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import yaml
+
 from benchmarks.image_files import cut
 from benchmarks.learn import RECIPES, once, pack, train_ours_and_score
 
@@ -73,7 +75,7 @@ def main() -> None:
             settings = start | trial
             changes = [*COMMON, *(f"{name}={value}" for name, value in settings.items())]
 
-            made_by = {"recipe": RECIPES["published"].read_text(), "changes": changes}
+            made_by = {"recipe": yaml.safe_load(RECIPES["published"].read_text()), "changes": changes}
             work = partial(train_ours_and_score, RECIPES["published"], held, probed, given.keep / "store", 0, changes)
             outcome = once(given.keep / f"trial-{number:02d}.json", made_by, work)
             number += 1
