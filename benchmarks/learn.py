@@ -145,7 +145,7 @@ def once(kept: Path, made_by: dict[str, Any], work: Callable[[], dict[str, float
     making = json.loads(json.dumps(made_by))
     if kept.is_file():
         found = json.loads(kept.read_text())
-        if found["made_by"] == making:
+        if found.get("made_by") == making:
             return found["outcome"]
         print(f"{kept}: made by other settings; done again", file=sys.stderr)
     outcome = work()
@@ -239,7 +239,7 @@ def summarise(outcomes: dict[str, list[dict[str, float]]], packing: float, ways:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 images, one seed, one epoch: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="2,000 images, one seed: shows that it runs")
     parser.add_argument("--data", type=Path, metavar="DIR", help="CIFAR-10 as files in train/ and test/")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where outcomes and the store are kept")
     parser.add_argument("--seeds", default="1,2,3", help="of all sides")

@@ -74,7 +74,6 @@ def main() -> None:
         for trial in trials:
             settings = start | trial
             changes = [*COMMON, *(f"{name}={value}" for name, value in settings.items())]
-
             made_by = {"recipe": yaml.safe_load(RECIPES["published"].read_text()), "changes": changes}
             work = partial(train_ours_and_score, RECIPES["published"], held, probed, given.keep / "store", 0, changes)
             outcome = once(given.keep / f"trial-{number:02d}.json", made_by, work)
