@@ -114,7 +114,7 @@ steps:
   probe: &probe
     stage: probe
     features: embed
-    penalties: {smallest: 1e-4, largest: 1e0, count: 3}
+    penalties: {smallest: 1e-3, largest: 1e0, count: 3}  # 1e-4 turns on rounding: an image more on some processors
     label_fractions: [0.1]
     subsets: [2]
     folds: 2
