@@ -30,7 +30,7 @@ OPERATORS = (
     ("brightness", published.adjust_brightness, kornia_engine.adjust_brightness_accumulative, 1.0),
     ("contrast", published.adjust_contrast, kornia_engine.adjust_contrast_with_mean_subtraction, 1.0),
     ("saturation", published.adjust_saturation, kornia_engine.adjust_saturation_with_gray_subtraction, 1.0),
-    ("hue", published.adjust_hue, kornia_engine.adjust_hue, 2 * torch.pi),
+    ("hue", published.adjust_hue, kornia_engine.shift_hue, 1.0),
 )
 
 

@@ -1,14 +1,11 @@
-"""The engine that follows the published operators one by one, with Kornia's functions on batches.
+"""The engine that follows the published operators one by one, on batches: Kornia's functions, and an equal hue.
 
 Crop, flips and turns; the four colour operators in the order that was drawn, clamped in between; grey; blur;
 normalisation. An operator runs only on the views that it was drawn for.
 """
 
-import math
-
 import torch
 from kornia.color import rgb_to_grayscale
-from kornia.enhance import adjust_hue
 from kornia.enhance.adjust import (
     adjust_brightness_accumulative,
     adjust_contrast_with_mean_subtraction,
@@ -18,6 +15,7 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from stages.views.draws import Parameters
+from stages.views.hue import shift_hue
 from stages.views.policy import Policy
 from stages.views.resample import batch_parts
 from stages.views.warp import warp
@@ -55,7 +53,7 @@ def jitter_colours(views: Tensor, parameters: Parameters, policy: Policy) -> Non
         (policy.brightness, parameters.brightness, adjust_brightness_accumulative),
         (policy.contrast, parameters.contrast, _adjust_contrast),
         (policy.saturation, parameters.saturation, adjust_saturation_with_gray_subtraction),
-        (policy.hue, parameters.hue * (2 * math.pi), adjust_hue),
+        (policy.hue, parameters.hue, shift_hue),
     )
     # Which views an operator takes is read on the host, once for all.
     order = torch.where(parameters.colour_jitter[:, None], parameters.order, -1).cpu()
