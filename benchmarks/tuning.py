@@ -7,24 +7,29 @@ setting in turn is tried at some values with the others at the best so far; best
 that is held out (every fifth file of a class). A trial trains for one epoch, by our stage with the fused views, since
 lightly would take several times as long for the same arithmetic. Test images are never read. Finished trials are kept
 in FOLDER, and it goes on from there.
+
+Then the length of the fast recipe, on the same images: the fewest steps of which one training is a point better than
+the settings found are at all of their epochs.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import yaml
 
+from benchmarks import lightly_simclr
 from benchmarks.image_files import cut
-from benchmarks.learn import RECIPES, once, pack, train_ours_and_score
+from benchmarks.learn import EPOCHS, RECIPES, TUNED, once, pack, train_ours_and_score
 
 HELD_OUT = 5
 PROBED_PER_CLASS = 1500
 """Training images that the probe of a trial is fitted on."""
-COMMON = ("simclr.epochs=1", "views.engine=fused")
+COMMON = {"simclr.epochs": "1", "views.engine": "fused"}
 NAME, RATE = "simclr.optimiser.name", "simclr.optimiser.learning_rate"
 PUBLISHED = {NAME: "sgd", RATE: "0.12"}
 """Where the search begins: configs/cifar10-cpu.yaml, whose other settings are left as they are."""
@@ -41,6 +46,13 @@ ROUNDS: tuple[tuple[dict[str, str], ...], ...] = (
     tuple({NAME: "sgd", RATE: rate} for rate in ("0.03", "0.09")),
 )
 """24 trials."""
+LENGTHS = (640, 720, 800, 880, 960)
+"""Steps of the fast recipe that are tried."""
+MARGIN = 1.0
+"""Points of accuracy: about what one seed of the fast recipe differs from another."""
+
+Trial = Callable[[str, str, dict[str, str]], dict[str, float]]
+"""Name of the trial, of the recipe, settings that change -> outcome."""
 
 
 def hold_out(images: Path, folder: Path) -> Path:
@@ -57,10 +69,49 @@ def hold_out(images: Path, folder: Path) -> Path:
     return folder
 
 
+def tune(trial: Trial) -> dict[str, str]:
+    """The best settings of ROUNDS."""
+    best, best_linear, number = PUBLISHED, 0.0, 0
+    for round_of_trials in ROUNDS:
+        start = best
+        for change in round_of_trials:
+            settings = start | change
+            outcome = trial(f"trial-{number:02d}", "published", COMMON | settings)
+            number += 1
+            if outcome["linear"] > best_linear:
+                best, best_linear = settings, outcome["linear"]
+    print(f"{number} trials, best {best_linear:.1f}: {best}", file=sys.stderr)
+    return best
+
+
+def settings_of(recipe: lightly_simclr.Recipe) -> dict[str, str]:
+    """What was found before, as settings of our stage: its rates are those of batches of 256."""
+    return {
+        NAME: "sgd",
+        RATE: str(recipe.learning_rate * 256 / recipe.batch_size),
+        "simclr.batch_size": str(recipe.batch_size),
+        "simclr.temperature": str(recipe.temperature),
+        "views.crop_area": f"[{recipe.smallest_crop},1.0]",
+    }
+
+
+def shortest(trial: Trial, best: dict[str, str]) -> tuple[int | None, dict[str, float]]:
+    """The first of LENGTHS that is MARGIN above the best settings at all of their epochs; all linear probes by name."""
+    goal = trial("peer", "published", COMMON | best | {"simclr.epochs": str(EPOCHS)})["linear"]
+    linear = {
+        str(steps): trial(f"fast-{steps}", "fast", {"simclr.max_steps": str(steps), "simclr.epochs": "4"})["linear"]
+        for steps in LENGTHS
+    }
+    return next((steps for steps in LENGTHS if linear[str(steps)] >= goal + MARGIN), None), {"peer": goal} | linear
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="CIFAR-10 as files in train/")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", required=True, help="where outcomes are kept")
+    parser.add_argument(
+        "--tuned", action="store_true", help="only lengths, against the settings of benchmarks/learn.py"
+    )
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
     held = hold_out(given.data, given.keep / "held-out")
@@ -68,20 +119,16 @@ def main() -> None:
     if not few.is_dir():
         cut(held, few, PROBED_PER_CLASS)
     probed = pack(few, given.keep / "probed-store")
-    best, best_linear, number = PUBLISHED, 0.0, 0
-    for trials in ROUNDS:
-        start = best
-        for trial in trials:
-            settings = start | trial
-            changes = [*COMMON, *(f"{name}={value}" for name, value in settings.items())]
-            made_by = {"recipe": yaml.safe_load(RECIPES["published"].read_text()), "changes": changes}
-            work = partial(train_ours_and_score, RECIPES["published"], held, probed, given.keep / "store", 0, changes)
-            outcome = once(given.keep / f"trial-{number:02d}.json", made_by, work)
-            number += 1
-            if outcome["linear"] > best_linear:
-                best, best_linear = settings, outcome["linear"]
-    print(f"{number} trials, best {best_linear:.1f}: {best}", file=sys.stderr)
-    print(json.dumps({"best": best, "linear": best_linear}))
+
+    def trial(name: str, recipe: str, settings: dict[str, str]) -> dict[str, float]:
+        changes = [f"{key}={value}" for key, value in settings.items()]
+        made_by = {"recipe": yaml.safe_load(RECIPES[recipe].read_text()), "changes": changes}
+        work = partial(train_ours_and_score, RECIPES[recipe], held, probed, given.keep / "store", 0, changes)
+        return once(given.keep / f"{name}.json", made_by, work)
+
+    best = settings_of(TUNED) if given.tuned else tune(trial)
+    steps, linear = shortest(trial, best)
+    print(json.dumps({"best": best, "steps": steps, "linear": linear}))
 
 
 if __name__ == "__main__":
