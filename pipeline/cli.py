@@ -117,6 +117,8 @@ def run(
                 display.dry_run(planned, estimates)
         else:
             finished = runner.run(planner, steps or (), display.announce, ranks)
+            if profile and not any(one.ran for one in finished):
+                display.tell("nothing ran, so that there is no profile: --force runs the steps that are named again")
             if as_json:
                 _print_json([_finished_json(opened, one) for one in finished])
             else:

@@ -24,10 +24,21 @@ def keep_freed_memory() -> None:
 
     glibc gives buffers above 32 MiB back at once, and the top of its heap as well. Asked for anew, the first touch of
     each 4 KiB is a fault that costs about as much as the arithmetic on them: a thin ResNet's training step takes 1.4
-    to 1.5 times as long so (`python -m benchmarks.pretrain`). Up to 2 GiB at the top of the heap are kept. Nothing
-    happens where there is no glibc.
+    to 1.5 times as long so (`python -m benchmarks.pretrain`). So a process keeps its largest need, until
+    `give_freed_memory_back`. Nothing happens where there is no glibc.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
+    libc = _glibc()
+    if libc is not None:
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+
+
+def give_freed_memory_back() -> None:
+    """Once, all that is free now: between steps of a recipe, of which the next has other needs."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

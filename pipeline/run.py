@@ -331,14 +331,16 @@ class Training:
             self.done += 1
             if self.done % self._record_every == 0 or self.done == self._total:
                 now = time.monotonic()
-                self._flush(now - window_started, self.done - window_first)
+                with self.part("metrics"):
+                    self._flush(now - window_started, self.done - window_first)
                 window_started, window_first = now, self.done
             self._progress.advance(1, self._note)
             if self._stopwatch is not None and self.done == self._total:
                 self._stopwatch.begin_step()  # the last one ends
             stop = self._run.peers.largest(self._run.signal or 0)  # all ranks stop after the same step
             if stop or (self.done < self._total and self.done % self._checkpoint_every == 0):
-                self._run.peers.alone(self._save)
+                with self.part("checkpoint"):
+                    self._run.peers.alone(self._save)
             if stop:
                 raise Interrupted(stop)
 

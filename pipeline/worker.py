@@ -20,6 +20,7 @@ from filelock import SoftFileLease, Timeout
 
 from pipeline import provenance
 from pipeline.errors import Held, Interrupted, UsageError
+from pipeline.host import give_freed_memory_back
 from pipeline.manifest import FILES, replace_file
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks, joined
@@ -277,6 +278,7 @@ def _attempt(work: Path, run: Run, job: Job) -> None:
 
 def _call(run: Run, job: Job) -> None:
     """Call the stage's function."""
+    give_freed_memory_back()  # of the step before
     stage = job.step.stage
     try:
         getattr(importlib.import_module(stage.module), stage.name)(run, job.step.settings)

@@ -122,9 +122,11 @@ def pretrain(run: Run, settings: Pretrain) -> None:
                     labels = to_device(batch.labels, run.device).repeat(2)
                     training.record(probe_accuracy=probe.step(embeddings.detach(), labels))
             if training.line_is_due:
-                training.record(**_geometry(view_a.detach(), view_b.detach()))
+                with training.part("measurements"):
+                    training.record(**_geometry(view_a.detach(), view_b.detach()))
             if (step + 1) % (batches.steps_per_epoch * settings.health_every_epochs) == 0 or step + 1 == steps:
-                health = _rankme(run, encoder, projector, shards, policy, settings, batch_size)
+                with training.part("measurements"):
+                    health = _rankme(run, encoder, projector, shards, policy, settings, batch_size)
                 if health:
                     training.write_line(**health)
     batches.close()

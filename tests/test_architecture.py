@@ -16,7 +16,7 @@ LAYERS = {
     "schema": {"stage", "templates"},
     "runner": {"recipe", "store", "comparison", "launcher"},
     "comparison": {"store"},
-    "worker": {"run", "recipe", "store", "resources"},
+    "worker": {"run", "recipe", "store", "resources", "host"},
     "run": {"checkpoint", "tracking", "progress", "manifest", "settings", "ranks", "stopwatch"},
     "ranks": {"launcher"},
     "launcher": {"errors"},

@@ -242,6 +242,16 @@ def test_mean_and_deviation_in_float64():
     assert deviation[2] == 0
 
 
+def test_all_is_computed_where_the_features_are():
+    """With torch's device without memory as the default one: whatever were made there could not meet the features."""
+    features, labels = blobs(240, 8, 3, 0.5)
+    expected = fit_logistic_path(features, labels, DECADES, standardise=True)
+    with torch.device("meta"):
+        found = fit_logistic_path(features, labels, DECADES, standardise=True)
+    assert torch.equal(found.weights, expected.weights)
+    assert torch.equal(found.predict(features), expected.predict(features))
+
+
 @pytest.mark.parametrize(
     ("features", "labels", "penalties"),
     [
@@ -251,6 +261,8 @@ def test_mean_and_deviation_in_float64():
         (torch.zeros(2, 2), torch.tensor([0, 3]), [1.0]),
         (torch.full((2, 2), torch.nan), torch.tensor([0, 1]), [1.0]),
         (torch.zeros(2, 2), torch.tensor([0, 1]), [0.0]),
+        (torch.zeros(2, 2), torch.tensor([0, 1]), [torch.inf, 1.0]),
+        (torch.zeros(2, 2), torch.tensor([0, 1]), [torch.nan]),
         (torch.zeros(2, 2), torch.tensor([0, 1]), []),
     ],
 )

@@ -1,7 +1,7 @@
 """LARS against a plain loop and timm's, the two parameter groups, and the learning rate of each step."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -12,6 +12,8 @@ from stages.models import Lars, build_encoder, build_optimiser, learning_rate_at
 from stages.models.optimisers import split_parameters
 
 RATES = [0.1, 0.3, 0.2, 0.05]
+OptimiserName = Literal["lars", "sgd", "adamw", "muon"]
+NAMES: tuple[OptimiserName, ...] = get_args(OptimiserName)
 
 
 def make_parameters() -> list[nn.Parameter]:
@@ -96,8 +98,8 @@ def test_a_parameter_without_gradient_stays() -> None:
         assert torch.equal(parameter, initial) == (index != 0)
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_a_saved_state_continues_exactly(name: Literal["lars", "sgd", "adamw"]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_state_continues_exactly(name: OptimiserName) -> None:
     def train(steps: list[int], parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
         for step in steps:
             for parameter, gradient in zip(parameters, make_gradients(step), strict=True):
@@ -131,8 +133,8 @@ def test_biases_and_norms_stand_apart() -> None:
         assert "bn" in names[id(parameter)] or names[id(parameter)].startswith("1.") or parameter.ndim == 1
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_decay_acts_on_weights_only(name: Literal["lars", "sgd", "adamw"]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_acts_on_weights_only(name: OptimiserName) -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     for parameter in layer.parameters():
@@ -146,8 +148,22 @@ def test_decay_acts_on_weights_only(name: Literal["lars", "sgd", "adamw"]) -> No
     assert changed == {"0.weight"}
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
-def test_modules_without_biases_or_without_weights(name: Literal["lars", "sgd", "adamw"]) -> None:
+@pytest.mark.parametrize("name", ["lars", "muon"])
+def test_nothing_is_read_back_from_an_accelerator(name: OptimiserName) -> None:
+    """On torch's device without memory, where reading a number is an error. SGD and AdamW are torch's own."""
+    with torch.device("meta"):
+        encoder = build_encoder("resnet10", 8, 64, False, 16)
+    optimiser = build_optimiser(name, [encoder], learning_rate=0.1, momentum=0.9, weight_decay=0.1)
+    for parameter in encoder.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    for _ in range(2):
+        optimiser.step()
+    with pytest.raises(RuntimeError):
+        next(encoder.parameters()).sum().item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_without_biases_or_without_weights(name: OptimiserName) -> None:
     for module in (nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)):
         before = [parameter.detach().clone() for parameter in module.parameters()]
         optimiser = build_optimiser(name, [module], learning_rate=0.1, momentum=0.9, weight_decay=0.1)

@@ -491,7 +491,7 @@ def test_leaving_off_stops_the_processes(tmp_path: Path, monkeypatch: pytest.Mon
     assert isinstance(packed, Generator)
     first = next(packed)
     assert first.rows.num_rows == 1
-    assert sum(counted) >= 0
+    assert sum(counted) < 2001, "the second chunk is under way"
     started = time.monotonic()
     packed.close()
     assert time.monotonic() - started < 10  # both chunks would take minutes

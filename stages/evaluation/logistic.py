@@ -14,6 +14,7 @@ so that scikit-learn's C is 1 / (penalty * N). What makes it quick, none of whic
 - Small problems (folds of subsets) are solved side by side, S at a time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,13 +118,13 @@ def fit_logistic_paths(
         axes: `principal_axes` of rows like these, [D, D], where finding them for each set anew would take long (folds
             of one set). Any rotation gives the same solutions: only the time depends on it.
     """
-    if not penalties or min(penalties) <= 0:
-        raise ValueError(f"penalties must be above 0, not {list(penalties)}")
+    if not penalties or not all(0 < penalty < math.inf for penalty in penalties):
+        raise ValueError(f"penalties must be numbers above 0, not {list(penalties)}")
     for rows, targets in zip(features, labels, strict=True):
         _check(rows, targets, classes)
     count = classes or 1 + max(int(targets.max()) for targets in labels)
     descending = sorted({float(penalty) for penalty in penalties}, reverse=True)
-    places = torch.tensor([descending.index(penalty) for penalty in penalties])
+    places = torch.tensor([descending.index(penalty) for penalty in penalties], device=features[0].device)
     paths: list[LogisticPath] = []
     batch: list[tuple[_Prepared, Tensor]] = []
     for index, (rows, targets) in enumerate(zip(features, labels, strict=True)):

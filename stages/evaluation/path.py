@@ -69,7 +69,8 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
             starts = (shares @ points[solved].flatten(1)).view(len(batch), sets, size)
         if before is not None and history is not None:
             nearest = (logs[before, None] - logs[batch]).abs().argmin(0)
-            history = history.select((torch.arange(sets)[:, None] * len(before) + nearest).flatten())
+            first_of_set = torch.arange(sets, device=start.device)[:, None] * len(before)
+            history = history.select((first_of_set + nearest).flatten())
             change = their_penalties - exact[before[nearest]].repeat(sets)
             history.add_to_hessian(change.to(start.dtype)[:, None] * problem.penalised())
 

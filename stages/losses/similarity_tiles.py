@@ -1,8 +1,9 @@
 """Sums over all pairs of rows of a global batch, tile by tile: what contrastive losses are made of.
 
-The matrix of similarities [M, M] of M rows never exists. It is symmetric, so that a tile above the diagonal serves its
-rows and its columns, and the one below is not computed. The backward pass computes the tiles again: the weight of a
-pair in the gradient, exp(s_ij) (g_i / total_i + g_j / total_j), is symmetric as well. Memory is linear in M.
+The matrix of similarities [M, M] of M rows never exists, unless it is one tile. It is symmetric, so that a tile above
+the diagonal serves its rows and its columns, and the one below is not computed. The backward pass computes the tiles
+again, but for few pairs (`Tiling.kept`), whose exponentials are kept: the weight of a pair in the gradient,
+exp(s_ij) (g_i / total_i + g_j / total_j), is symmetric as well. Memory is linear in M.
 
 Exponentials and logarithms are to base 2, which is faster (torch's exp is MKL's on CPUs, and takes four times as long
 as its exp2): rows have such a length that their products are similarities in bits, see `bits_at`.
@@ -138,10 +139,10 @@ def share_of_tiles(size: int, device: torch.device) -> list[Tile]:
     for block in range(rank, blocks, processes):
         rows = slice(starts[block], starts[block + 1])
         found.append(Tile(rows, rows))
-        last = block + (blocks - 1) // 2 + (blocks % 2 == 0 and block < blocks // 2)
-        around = max(last - blocks, -1)  # the ring's end is passed where that is a block
-        for first, end in ((starts[block + 1], starts[min(last + 1, blocks)]), (0, starts[around + 1])):
-            found += [Tile(rows, columns) for columns in _parts(first, end, largest.columns)]
+        others = (blocks - 1) // 2 + (blocks % 2 == 0 and block < blocks // 2)
+        end = block + 1 + others
+        for first, last in ((block + 1, min(end, blocks)), (0, max(end - blocks, 0))):  # the ring's end may be passed
+            found += [Tile(rows, columns) for columns in _parts(starts[first], starts[last], largest.columns)]
     return found
 
 

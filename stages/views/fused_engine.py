@@ -39,7 +39,7 @@ def fused_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tenso
         float32 [N, C, image_size, image_size], normalised.
     """
     device, channels, size = images.device, policy.channels, policy.image_size
-    rows = torch.arange(len(parameters)).view(-1, len(images))  # [V, B]
+    rows = torch.arange(len(parameters)).view(-1, max(1, len(images)))  # [V, B]
     parameters, drawn = parameters.to(torch.device("cpu")), parameters.to(device)
     resampling = plan_warp(drawn, policy, images.shape[2:])
     mixing, mean_mixing = (to_device(each, device) for each in colour_matrices(parameters, policy))

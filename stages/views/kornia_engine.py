@@ -35,7 +35,7 @@ def kornia_views(images: Tensor, parameters: Parameters, policy: Policy) -> Tens
         float32 [N, C, image_size, image_size], normalised.
     """
     size, parameters = policy.image_size, parameters.to(images.device)
-    rows = torch.arange(len(parameters), device=images.device).view(-1, len(images))  # [V, B]
+    rows = torch.arange(len(parameters), device=images.device).view(-1, max(1, len(images)))  # [V, B]
     result = torch.empty(*rows.shape, images.shape[1], size, size, device=images.device)
     for part in batch_parts(images, size, HOST_FLOATS):
         drawn = parameters[rows[:, part].flatten()]
