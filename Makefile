@@ -16,10 +16,11 @@ lint: .venv/installed-dev  ## style, format, types
 	$(BIN)/pyrefly check
 
 bench: .venv/installed-bench  ## every comparison with other projects; QUICK=--quick, DATA=data/cifar10, DEVICE=cuda
-	@for name in nt_xent views loader shard probe pretrain learn engines; do \
+	@failed=; for name in nt_xent views loader shard probe pretrain engines learn; do \
 		case $$name in nt_xent|views|probe|pretrain) device="$(if $(DEVICE),--device $(DEVICE))";; *) device=;; esac; \
 		echo "== $$name" >&2; \
-		$(BIN)/python -m benchmarks.$$name $(QUICK) $(if $(DATA),--data $(DATA)) $$device || exit 1; done
+		$(BIN)/python -m benchmarks.$$name $(QUICK) $(if $(DATA),--data $(DATA)) $$device || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 golden: .venv/installed-dev  ## write tests/golden.json anew, after a stage version was raised
 	$(BIN)/python tests/golden.py

@@ -5,7 +5,7 @@
 Both engines take the same draws; what differs is colour: hue as a rotation, and no clamping between the operators. For
 each seed the two trainings have the same initial weights, order and draws, so that their difference is the engine's.
 Digits: configs/digits.yaml to its linear probe. CIFAR-10: configs/cifar10-cpu.yaml on a part of the images, one class
-after another (`--data`; made images cannot show anything here, so without it there are digits only). The difference is
+after another (made images cannot show anything here, so that without CIFAR-10 there are digits only). The difference is
 given with its 95% interval (Student's t over the seeds), in points of test accuracy.
 """
 
@@ -18,7 +18,7 @@ from statistics import mean, stdev
 from scipy.stats import t as student
 
 from benchmarks.harness import Comparison, Row, arguments, report, simclr
-from benchmarks.image_files import cut
+from benchmarks.image_files import cifar10, cut
 
 ENGINES = ("kornia", "fused")
 IMAGES_PER_CLASS = 1000
@@ -47,8 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cases: dict[str, tuple[str, list[str]]] = {"digits": ("digits", ["simclr.epochs=3"] if given.quick else [])}
-        if given.data and not given.quick:
-            part = cut(given.data, folder / "part", IMAGES_PER_CLASS)
+        images = cifar10(given.data)
+        if images and not given.quick:
+            part = cut(images, folder / "part", IMAGES_PER_CLASS)
             cases["cifar10"] = ("cifar10-cpu", [f"shards.source=folder:{part}", "shards.near_duplicates=false"])
         for case, (recipe, changes) in cases.items():
             results = {

@@ -77,13 +77,16 @@ class Comparison:
 def arguments(doc: str | None, *, on_host: bool = False, **options: Any) -> argparse.Namespace:
     """--quick, --data, --device unless all of it runs on the host, and switches (`name="help"`) of its own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs: at most a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of images; without it they are found or made")
     if not on_host:
         parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     for name, text in options.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.data is not None and not given.data.is_dir():
+        parser.error(f"--data {given.data}: no such folder")
+    return given
 
 
 def alternate(
@@ -219,7 +222,7 @@ def report(comparison: Comparison) -> None:
             "runs": comparison.runs,
             "device": _device(comparison.device),
             "versions": _versions(),
-            "commit": _commit(),
+            "commit": commit(),
             "rows": [
                 {"case": row.case, "unit": row.unit or comparison.unit, "values": row.values, "settings": row.settings}
                 for row in comparison.rows
@@ -257,7 +260,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Of the sources that run; None where there is no git."""
     try:
         told = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=TOP, capture_output=True, text=True, check=True

@@ -47,6 +47,12 @@ def find_or_make(kind: str, data: Path | None, count: int, scratch: Path) -> tup
     return folder, [found[number % len(found)] for number in range(count)], "made images"
 
 
+def cifar10(data: Path | None) -> Path | None:
+    """The folder that holds train/ and test/ of CIFAR-10: the one given, else data/cifar10 where it is there."""
+    usual = Path("data/cifar10")
+    return data or (usual if usual.is_dir() else None)
+
+
 def make(folder: Path, count: int, width: int, height: int) -> Path:
     """JPEG files in ten class folders: smooth colours under a little noise, which compress about as photographs do."""
     random = np.random.default_rng(0)

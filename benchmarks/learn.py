@@ -19,8 +19,9 @@ chosen on a tenth of train, and of 20 neighbours. Each finished run is kept as J
 can go on later; for times of an idle machine take a new FOLDER. --longer N trains ours N times as long:
 `--longer 10 --sides published,fast`.
 
-DIR holds train/ and test/ with a folder of images for each class; without it torchvision's CIFAR10 is downloaded to
-data/torchvision and written as PNG files. --quick takes 2,000 images and one seed: it shows that all runs, no more.
+DIR holds train/ and test/ with a folder for each class. Without it that is data/cifar10 where it is there, else
+torchvision's CIFAR10, downloaded to data/torchvision and written as PNG files. --quick takes 2,000 images and one seed:
+it shows that all runs, no more.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,8 +41,8 @@ import yaml
 from torchvision.datasets import CIFAR10
 
 from benchmarks import lightly_simclr
-from benchmarks.harness import TOP, Comparison, Row, in_own_process, report, simclr
-from benchmarks.image_files import cut
+from benchmarks.harness import TOP, Comparison, Row, commit, in_own_process, report, simclr
+from benchmarks.image_files import cifar10, cut
 from stages.evaluation import fit_logistic_path
 from stages.evaluation.neighbours import classify, nearest
 from stages.evaluation.subsets import held_out
@@ -52,11 +53,25 @@ from stages.views import evaluation_view
 RECIPES = {"published": TOP / "configs/cifar10-cpu.yaml", "fast": TOP / "configs/cifar10-fast.yaml"}
 SIDES = ("lightly", "tuned", "published", "fast")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-EPOCHS, RATE, WARM_UP_EPOCHS = 4, 0.12, 0.4
-ENCODER = {"backbone": "resnet10", "width": 16, "small_stem_up_to": 64, "pretrained": False, "image_size": 32}
-PUBLISHED = lightly_simclr.Recipe(32, 256, RATE, 0.2, MEAN, STD)
-"""All of these as in configs/cifar10-cpu.yaml."""
-TUNED = lightly_simclr.Recipe(32, 64, 0.12, 0.1, MEAN, STD, smallest_crop=0.15)
+"""Of CIFAR-10, for lightly; ours finds them by itself."""
+STEPS = yaml.safe_load(RECIPES["published"].read_text())["steps"]
+SIMCLR, OPTIMISER = STEPS["simclr"], STEPS["simclr"]["optimiser"]
+EPOCHS, WARM_UP_EPOCHS = SIMCLR["epochs"], OPTIMISER["warmup_epochs"]
+IMAGE_SIZE = STEPS["views"]["image_size"]
+ENCODER = SIMCLR["architecture"] | {"small_stem_up_to": 64, "pretrained": False, "image_size": IMAGE_SIZE}
+PUBLISHED = lightly_simclr.Recipe(
+    IMAGE_SIZE,
+    SIMCLR["batch_size"],
+    OPTIMISER["learning_rate"],
+    SIMCLR["temperature"],
+    MEAN,
+    STD,
+    weight_decay=float(OPTIMISER["weight_decay"]),
+    hidden=SIMCLR["projector"]["hidden"],
+    dimension=SIMCLR["projector"]["dimension"],
+)
+"""As configs/cifar10-cpu.yaml, whose rate is that of its batches of 256."""
+TUNED = replace(PUBLISHED, batch_size=64, temperature=0.1, smallest_crop=0.15)
 """The best of benchmarks/tuning.py."""
 LIGHTLY = {"lightly": PUBLISHED, "tuned": TUNED}
 PENALTIES = [10.0**exponent for exponent in range(-6, 1)]
@@ -75,20 +90,14 @@ def pack(images: Path, store: Path) -> Path:
     return Path(json.loads(simclr("show", "cifar10-cpu/shards@latest", "--store", store, "--json"))["files"])
 
 
-def train_ours(recipe: Path, images: Path, store: Path, seed: int, changes: Sequence[str]) -> tuple[Encoder, float]:
-    """The stage `pretrain` of a recipe: the encoder, and the seconds that the stage took."""
-    simclr("run", recipe, "simclr", "--seed", seed, "--store", store, *overrides(images, changes))
-    shown = json.loads(simclr("show", f"{recipe.stem}/simclr@latest", "--store", store, "--json"))
-    encoder, _ = load_encoder(Path(shown["files"]))
-    return encoder, shown["seconds"]
-
-
-def train_ours_and_score(
+def train_ours(
     recipe: Path, images: Path, shards: Path, store: Path, seed: int, changes: Sequence[str]
 ) -> dict[str, float]:
     """The stage `pretrain` of a recipe, scored; the seconds are those that the stage took."""
-    encoder, seconds = train_ours(recipe, images, store, seed, changes)
-    return {"seconds": seconds} | score(encoder, shards)
+    simclr("run", recipe, "simclr", "--seed", seed, "--store", store, *overrides(images, changes))
+    shown = json.loads(simclr("show", f"{recipe.stem}/simclr@latest", "--store", store, "--json"))
+    encoder, card = load_encoder(Path(shown["files"]))
+    return {"seconds": shown["seconds"]} | score(encoder, shards, card.mean, card.std)
 
 
 def train_lightly(
@@ -106,25 +115,29 @@ def train_lightly(
             lambda step: learning_rate_at(step, steps, recipe.learning_rate, warm_up),
         )
     ]  # fmt: skip
-    return {"seconds": clock[-1] - clock[0]} | score(encoder, shards)
+    return {"seconds": clock[-1] - clock[0]} | score(encoder, shards, recipe.mean, recipe.std)
 
 
 @torch.no_grad()
-def features(encoder: Encoder, shards: Shards) -> torch.Tensor:
+def features(encoder: Encoder, shards: Shards, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """[n, D], of whole images in evaluation mode."""
     encoder.eval().to(memory_format=torch.channels_last)
     parts = []
     for first in range(0, len(shards), 500):
         batch = shards.batch(range(first, min(first + 500, len(shards))))
-        images = evaluation_view(batch.images, batch.sizes, 32, MEAN, STD)
+        images = evaluation_view(batch.images, batch.sizes, IMAGE_SIZE, mean, std)
         parts.append(encoder(images.contiguous(memory_format=torch.channels_last)))
     return torch.cat(parts)
 
 
-def score(encoder: Encoder, shards: Path) -> dict[str, float]:
-    """Test accuracy in percent: linear, and by neighbours."""
+def score(encoder: Encoder, shards: Path, mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
+    """Test accuracy in percent: linear, and by neighbours.
+
+    Args:
+        mean, std: that the encoder was trained with.
+    """
     train, test = open_shards(shards, "train"), open_shards(shards, "test")
-    rows, queries = features(encoder, train), features(encoder, test)
+    rows, queries = (features(encoder, part, mean, std) for part in (train, test))
     held = torch.from_numpy(held_out(train.labels.numpy(), train.sample_ids.numpy(), 0.1, 0, None))
     path = fit_logistic_path(rows[~held], train.labels[~held], PENALTIES, standardise=True)
     right = (path.predict(rows[held]) == train.labels[held]).sum(1)
@@ -137,7 +150,7 @@ def score(encoder: Encoder, shards: Path) -> dict[str, float]:
 
 
 def once(kept: Path, made_by: dict[str, Any], work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The outcome of a run, which is done only if none of the same making is kept yet.
+    """The outcome of a run, which is done only if none of the same making is kept yet; of what commit that is, is told.
 
     Args:
         made_by: all that decides the outcome.
@@ -146,10 +159,11 @@ def once(kept: Path, made_by: dict[str, Any], work: Callable[[], dict[str, float
     if kept.is_file():
         found = json.loads(kept.read_text())
         if found.get("made_by") == making:
+            print(f"{kept}: kept, of commit {found.get('commit')}", file=sys.stderr)
             return found["outcome"]
         print(f"{kept}: made by other settings; done again", file=sys.stderr)
     outcome = work()
-    kept.write_text(json.dumps({"outcome": outcome, "made_by": making}) + "\n")
+    kept.write_text(json.dumps({"outcome": outcome, "made_by": making, "commit": commit()}) + "\n")
     print(f"{kept.stem}: {outcome}", file=sys.stderr, flush=True)
     return outcome
 
@@ -193,7 +207,7 @@ def compare(images: Path, folder: Path, seeds: Sequence[int], sides: Sequence[st
             else:
                 changes = longer_changes(side, longer)
                 made_by |= {"recipe": yaml.safe_load(RECIPES[side].read_text()), "changes": changes}
-                work = partial(train_ours_and_score, RECIPES[side], images, shards, store, seed, changes)
+                work = partial(train_ours, RECIPES[side], images, shards, store, seed, changes)
             kept = folder / f"{side}{f'-x{longer}' if longer > 1 else ''}-{seed}.json"
             outcomes.setdefault(side, []).append(once(kept, made_by, work))
     return summarise(outcomes, packing, {side: str(way) for side, way in ways.items()})
@@ -247,6 +261,8 @@ def main() -> None:
     parser.add_argument("--longer", type=int, default=1, metavar="N", help="train ours N times as long")
     given = parser.parse_args()
     sides = given.sides.split(",")
+    if given.data is not None and not given.data.is_dir():
+        parser.error(f"--data {given.data}: no such folder")
     if not set(sides) <= set(SIDES):
         parser.error(f"--sides: some of {', '.join(SIDES)}, not {given.sides}")
     if given.longer > 1 and LIGHTLY.keys() & set(sides):
@@ -255,10 +271,10 @@ def main() -> None:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if given.quick:
-            whole = given.data or write_cifar(Path(temporary) / "cifar10", 200)
+            whole = cifar10(given.data) or write_cifar(Path(temporary) / "cifar10", 200)
             images, seeds = cut(whole, Path(temporary) / "cut", 200), [0]
         else:
-            images = given.data or write_cifar(Path(temporary) / "cifar10")
+            images = cifar10(given.data) or write_cifar(Path(temporary) / "cifar10")
             seeds = [int(seed) for seed in given.seeds.split(",")]
         report(compare(images, folder, seeds, sides, given.longer))
 

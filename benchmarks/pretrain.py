@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import lightly_simclr
 from benchmarks.harness import Comparison, Row, arguments, in_own_process, report, simclr
-from benchmarks.image_files import make
+from benchmarks.image_files import cifar10, make
 from stages.models import build_encoder
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -181,8 +181,8 @@ def main() -> None:
     given = arguments(__doc__)
     runs, windows = (1, 2) if given.quick else (3, 4)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        small = given.data / "train" if given.data else make(folder / "small", 2048, 32, 32)
+        folder, images = Path(temporary), cifar10(given.data)
+        small = images / "train" if images else make(folder / "small", 2048, 32, 32)
         large = make(folder / "large", 256, 128, 128)
         cases = [
             Case("resnet10-width-16-32px", "resnet10", 16, 32, 256, small, windows, 8),

@@ -36,6 +36,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from benchmarks.harness import Comparison, Row, alternate, arguments, exponent, fastest, peak_bytes, report
+from benchmarks.image_files import cifar10
 from stages.evaluation import fit_logistic_path, nearest
 
 CLUSTERS_OF_A_CLASS, LATENT = 8, 96
@@ -76,7 +77,7 @@ def ours(tolerance: float, features: Tensor, labels: Tensor, penalties: Sequence
 def scikit_learn(
     dtype: str, warm_start: bool, tolerance: float, features: Tensor, labels: Tensor, penalties: Sequence[float]
 ) -> Weights:
-    rows = features.numpy().astype(dtype, copy=False)
+    rows, labels = features.cpu().numpy().astype(dtype, copy=False), labels.cpu()
     model: Any = LogisticRegression(tol=tolerance, max_iter=10_000, warm_start=warm_start)
     found = {}
     with warnings.catch_warnings():
@@ -90,7 +91,7 @@ def scikit_learn(
 
 def judge(problem: Problem, found: Weights, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Objectives and accuracies on test, [P] each, in float64."""
-    weights, biases = found.weights.double(), found.biases.double()
+    weights, biases = (part.to(problem.features.device, torch.float64) for part in found)
     losses, right = weights.new_zeros(len(penalties)), weights.new_zeros(len(penalties))
     for rows, labels in zip(problem.features.split(5000), problem.labels.split(5000), strict=True):
         logits = torch.einsum("nd,pcd->pnc", rows.double(), weights) + biases[:, None]
@@ -99,7 +100,7 @@ def judge(problem: Problem, found: Weights, penalties: Sequence[float]) -> tuple
     for rows, labels in zip(problem.test_features.split(5000), problem.test_labels.split(5000), strict=True):
         logits = torch.einsum("nd,pcd->pnc", rows.double(), weights) + biases[:, None]
         right += (logits.argmax(2) == labels).sum(1) / len(problem.test_labels)
-    return losses + torch.tensor(penalties).double() / 2 * weights.square().sum((1, 2)), right
+    return losses + weights.new_tensor(penalties) / 2 * weights.square().sum((1, 2)), right
 
 
 def made_features(rows: int, test: int, dimensions: int, classes: int = 10) -> Problem:
@@ -138,6 +139,11 @@ def standardised(features: Tensor, labels: Tensor, rows: int) -> Problem:
     return Problem(features[:rows], labels[:rows], features[rows:], labels[rows:])
 
 
+def on(device: str, problem: Problem) -> Problem:
+    """The same on a device."""
+    return Problem(*(part.to(device) for part in problem))
+
+
 class Timed(NamedTuple):
     """One setting of a contender, and how long it took."""
 
@@ -164,7 +170,10 @@ def compare_paths(
     size = f"{len(problem.features):,} x {problem.features.shape[1]}, {name}"
     shared = some if is_third else penalties
     taken = alternate(
-        {peer: partial(fit, problem.features, problem.labels, shared) for peer, fit in fits.items()}, runs, warm_up=0
+        {peer: partial(fit, problem.features, problem.labels, shared) for peer, fit in fits.items()},
+        runs,
+        warm_up=0,
+        device=comparison.device,
     )
     settings = {peer: best.name for peer, best in chosen.items()}
     case = f"{len(shared)} penalties, {size}"
@@ -172,7 +181,8 @@ def compare_paths(
     comparison.headline = comparison.headline or case
     if len(shared) < len(penalties):
         whole = {"ours": partial(fits["ours"], problem.features, problem.labels, penalties)}
-        comparison.rows.append(Row(f"{len(penalties)} penalties, {size}", alternate(whole, runs, warm_up=0)))
+        taken_by_all = alternate(whole, runs, warm_up=0, device=comparison.device)
+        comparison.rows.append(Row(f"{len(penalties)} penalties, {size}", taken_by_all))
     return taken["scikit-learn"] / taken["ours"]
 
 
@@ -192,6 +202,7 @@ def choose(
             fit: Fit = partial(kind, tolerance)
             started = time.perf_counter()
             found = fit(problem.features, problem.labels, penalties)
+            found.weights.sum().item()  # it is there
             seconds = time.perf_counter() - started
             values, right = judge(problem, found, penalties)
             above, apart = float((values / best - 1).max()), float((right - accuracies).abs().max())
@@ -226,7 +237,7 @@ def brute_force(queries: Tensor, gallery: Tensor, k: int) -> None:
 
 
 def compare_neighbours(comparison: Comparison, problem: Problem, k: int, runs: int, device: str) -> None:
-    gallery, queries = problem.features.to(device), problem.test_features.to(device)
+    gallery, queries = problem.features, problem.test_features
     unit_queries, unit_gallery = (torch.nn.functional.normalize(rows, dim=1) for rows in (queries, gallery))
     tiles = (128, 512, 2048)
     tile, bare = fastest(
@@ -269,7 +280,7 @@ def growth(comparison: Comparison, rows: int, counts: Sequence[int], most: int |
     sizes = [(classes, rows, 500) for classes in counts] + ([(most, most, EVALUATIONS_OF_MOST)] if most else [])
     seconds, by_row, memory = [], [], []
     for classes, count, most_evaluations in sizes:
-        features, labels = rows_of_many_classes(classes, count)
+        features, labels = (part.to(comparison.device) for part in rows_of_many_classes(classes, count))
         started = time.perf_counter()
         path = fit_logistic_path(features, labels, [GROWTH_PENALTY], max_iterations=most_evaluations)
         seconds.append(time.perf_counter() - started)
@@ -278,10 +289,11 @@ def growth(comparison: Comparison, rows: int, counts: Sequence[int], most: int |
         solved = {"ours": seconds[-1]} if bool(path.converged) else {}
         case = f"{classes:,} classes, {count:,} x 128, penalty {GROWTH_PENALTY:g}"
         comparison.rows.append(Row(case, solved | {"an evaluation": evaluation}))
-        memory.append(peak_bytes(fit_few, features, labels))
-        comparison.rows.append(Row(f"{case}, memory at its peak", {"ours": memory[-1] / 2**20}, unit="MiB"))
-    growing = {"seconds of one penalty": seconds[: len(counts)], "seconds of an evaluation, by row,": by_row,
-               "bytes": memory}  # fmt: skip
+        if comparison.device == "cpu":
+            memory.append(peak_bytes(fit_few, features, labels))
+            comparison.rows.append(Row(f"{case}, memory at its peak", {"ours": memory[-1] / 2**20}, unit="MiB"))
+    growing = {"seconds of one penalty": seconds[: len(counts)], "seconds of an evaluation, by row,": by_row}
+    growing |= {"bytes": memory} if memory else {}
     for what, taken in growing.items():
         numbers = [classes for classes, _, _ in sizes][: len(taken)]
         comparison.notes.append(
@@ -295,11 +307,12 @@ def main() -> None:
     rows, test, dimensions, count = (10_000, 10_000, 128, 12) if options.quick else (50_000, 10_000, 512, 45)
     penalties = [float(penalty) for penalty in np.logspace(-6, 5, count)]
     runs = 3 if options.quick else 1
-    made = made_features(rows, test, dimensions)
+    made = on(options.device, made_features(rows, test, dimensions))
     comparison = Comparison("probe", "s", "", runs=runs, device=options.device)
     comparison.ratio["sklearn"] = compare_paths(comparison, "made", made, penalties, options.third, runs)
-    if options.data:
-        images = image_features(options.data, rows, test, dimensions)
+    folder = cifar10(options.data)
+    if folder:
+        images = on(options.device, image_features(folder, rows, test, dimensions))
         comparison.ratio["sklearn_images"] = compare_paths(comparison, "images", images, penalties, options.third, runs)
     compare_neighbours(comparison, made, 200, 3, options.device)
     if options.quick:

@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks import lightly_simclr
 from benchmarks.image_files import cut
-from benchmarks.learn import EPOCHS, RECIPES, TUNED, once, pack, train_ours_and_score
+from benchmarks.learn import EPOCHS, RECIPES, TUNED, once, pack, train_ours
 
 HELD_OUT = 5
 PROBED_PER_CLASS = 1500
@@ -123,7 +123,7 @@ def main() -> None:
     def trial(name: str, recipe: str, settings: dict[str, str]) -> dict[str, float]:
         changes = [f"{key}={value}" for key, value in settings.items()]
         made_by = {"recipe": yaml.safe_load(RECIPES[recipe].read_text()), "changes": changes}
-        work = partial(train_ours_and_score, RECIPES[recipe], held, probed, given.keep / "store", 0, changes)
+        work = partial(train_ours, RECIPES[recipe], held, probed, given.keep / "store", 0, changes)
         return once(given.keep / f"{name}.json", made_by, work)
 
     best = settings_of(TUNED) if given.tuned else tune(trial)

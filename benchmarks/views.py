@@ -13,6 +13,7 @@ strength 1, blur of a tenth of it.
 """
 
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.harness import Comparison, Row, Work, alternate, arguments, exponent, fastest, peak_bytes, report
+from benchmarks.image_files import LARGE, SMALL, find_or_make
 from pipeline.host import keep_freed_memory
 from stages.views import Policy, load, preset
 
@@ -41,6 +43,7 @@ SIZES = (32, 64, 96, 128, 224, 384)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WORKERS = (0, 1, 2)
 GROWTH_BATCH = 64
+CIFAR10_PIXELS = 32
 
 
 @dataclass(frozen=True)
@@ -181,17 +184,19 @@ def _jitter(policy: Policy) -> tuple[float, float, float, float]:
     return policy.brightness * strength, policy.contrast * strength, policy.saturation * strength, policy.hue * strength
 
 
-def _images(data: Path | None, count: int, height: int, width: int) -> Tensor:
-    """uint8 [count, 3, height, width]: those of a folder, cut to that shape, again and again; else smooth made ones."""
-    if data is None:
-        generator = torch.Generator().manual_seed(0)
-        patches = torch.rand(count, 3, 6, 8, generator=generator)
-        return (torch.nn.functional.interpolate(patches, (height, width), mode="bicubic") * 255).clamp(0, 255).byte()
-    suffixes = {".jpg", ".jpeg", ".png"}
-    paths = sorted(path for path in data.rglob("*") if path.suffix.lower() in suffixes)[:count]
-    cut = [ImageOps.fit(Image.open(path).convert("RGB"), (width, height), Image.Resampling.BOX) for path in paths]
-    images = torch.stack([v2.functional.pil_to_tensor(image) for image in cut])
-    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+def _images(data: Path | None, count: int, height: int, width: int) -> tuple[Tensor, str]:
+    """uint8 [count, 3, height, width], images of CIFAR-10 or photographs cut to that shape; and what they are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root, names, what = find_or_make(SMALL if height <= CIFAR10_PIXELS else LARGE, data, count, Path(scratch))
+        opened = {name: Image.open(root / name).convert("RGB") for name in dict.fromkeys(names)}
+    cut = {name: ImageOps.fit(one, (width, height), Image.Resampling.BOX) for name, one in opened.items()}
+    return torch.stack([v2.functional.pil_to_tensor(cut[name]) for name in names]), what
+
+
+def _made(count: int, size: int) -> Tensor:
+    """uint8 [count, 3, size, size], smooth."""
+    patches = torch.rand(count, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    return (torch.nn.functional.interpolate(patches, (size, size), mode="bicubic") * 255).clamp(0, 255).byte()
 
 
 def _policy(image_size: int, **changes: float) -> Policy:
@@ -204,7 +209,7 @@ PEERS = {"kornia": kornia_sequential, "lightly": lightly, "torchvision": torchvi
 def make_views(policy: Policy, *, warm_up: bool) -> None:
     """Two views of each of a batch of images, for the memory that they take."""
     count, size = (1 if warm_up else GROWTH_BATCH), policy.image_size
-    images = _images(None, count, size, size)
+    images = _made(count, size)
     load(policy)(images, torch.arange(count), 0)
 
 
@@ -217,7 +222,9 @@ def main() -> None:
         (32, 256, 512 if chosen.quick else 1024, (32, 32)),
         (224, 64, 64 if chosen.quick else 128, (256, 341)),
     ):
-        case = Case(_images(chosen.data, count, *shape), _policy(size), min(batch, count), chosen.device)
+        images, what = _images(chosen.data, count, *shape)
+        comparison.notes.append(f"{size} px: of {what}")
+        case = Case(images, _policy(size), min(batch, count), chosen.device)
         contenders, settings = {"ours": ours_fused(case)[""], "our kornia engine": ours_kornia(case)[""]}, {}
         for name, adapter in PEERS.items():
             settings[name], contenders[name] = fastest(adapter(case), chosen.device)
@@ -232,17 +239,17 @@ def main() -> None:
     for size in SIZES:
         count = max(4, 2**20 // size**2 // (2 if chosen.quick else 1))
         policy = _policy(size, colour_strength=1.0, blur=0.5)
-        case = Case(_images(chosen.data, count, size, size), policy, count, chosen.device)
+        case = Case(_made(count, size), policy, count, chosen.device)
         seconds = alternate({"ours": ours_fused(case)[""]}, 2 * runs + 1, warm_up=2, device=chosen.device)
         times.append(1000 * seconds["ours"] / (2 * count))
-        memory.append(peak_bytes(make_views, policy.model_copy(update={"engine": "fused"})))
         name = f"{size} px, blur of {policy.blur_kernel} taps"
         comparison.rows.append(Row(name, {"ours": times[-1]}, unit="ms/view"))
-        comparison.rows.append(Row(f"{name}, batch of {GROWTH_BATCH}", {"ours": memory[-1] / 2**20}, unit="MiB"))
-    comparison.notes.append(
-        f"with the size of a view, time grows by the power {exponent(SIZES, times):.2f}, memory by "
-        f"{exponent(SIZES, memory):.2f}"
-    )
+        if chosen.device == "cpu":
+            memory.append(peak_bytes(make_views, policy.model_copy(update={"engine": "fused"})))
+            comparison.rows.append(Row(f"{name}, batch of {GROWTH_BATCH}", {"ours": memory[-1] / 2**20}, unit="MiB"))
+    growing = {"time": times} | ({"memory": memory} if memory else {})
+    powers = ", ".join(f"{what} by {exponent(SIZES, taken):.2f}" for what, taken in growing.items())
+    comparison.notes.append(f"with the size of a view, powers by which it grows: {powers}")
     report(comparison)
 
 
