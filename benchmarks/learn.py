@@ -119,7 +119,7 @@ def train_lightly(
 
 
 @torch.no_grad()
-def features(encoder: Encoder, shards: Shards, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def features(encoder: Encoder, shards: Shards, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """[n, D], of whole images in evaluation mode."""
     encoder.eval().to(memory_format=torch.channels_last)
     parts = []
@@ -130,7 +130,7 @@ def features(encoder: Encoder, shards: Shards, mean: Sequence[float], std: Seque
     return torch.cat(parts)
 
 
-def score(encoder: Encoder, shards: Path, mean: Sequence[float], std: Sequence[float]) -> dict[str, float]:
+def score(encoder: Encoder, shards: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, float]:
     """Test accuracy in percent: linear, and by neighbours.
 
     Args:
