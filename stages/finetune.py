@@ -1,5 +1,6 @@
 """Supervised training of an encoder: all of it, its head alone, or what lies above a named part."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,9 +114,12 @@ def finetune(run: Run, settings: Finetune) -> None:
         f"{plan.batch_size}, learning rate {rate:.4g} on {run.device}"
     )
     embed, measure = run.distribute(encoder), run.distribute(loss_of)
-    with run.training(
-        state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=plan.batch_size
-    ) as training:
+    with (
+        closing(batches),
+        run.training(
+            state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=plan.batch_size
+        ) as training,
+    ):
         for step, batch in training.steps(batches.load):
             visits = _visits(plan, step, run.rank, len(batch.labels))
             with training.part("views"):
@@ -132,7 +136,6 @@ def finetune(run: Run, settings: Finetune) -> None:
             with training.part("optimiser"):
                 gradient_norm = take_step(optimiser, learning_rate, settings.gradient_clip)
             training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm, **figures)
-    batches.close()
 
     head = loss_of.trained_head
     save_model(run.out, _card(run, settings, start, shards, chosen, head), encoder, None, head)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import closing
 from itertools import accumulate
 
 import numpy as np
@@ -96,9 +97,12 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         f"{len(shards):,} images, {steps:,} steps of {batch_size} ({epochs:,} epochs), learning rate {rate:.4g} on "
         f"{run.device}"
     )
-    with run.training(
-        state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=batch_size
-    ) as training:
+    with (
+        closing(batches),
+        run.training(
+            state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=batch_size
+        ) as training,
+    ):
         for step, batch in training.steps(batches.load):
             epoch = step // batches.steps_per_epoch
             with training.part("views"):
@@ -129,7 +133,6 @@ def pretrain(run: Run, settings: Pretrain) -> None:
                     health = _rankme(run, encoder, projector, shards, policy, settings, batch_size)
                 if health:
                     training.write_line(**health)
-    batches.close()
 
     save_model(run.out, _card(run, settings, encoder, architecture, policy), encoder, projector)
     run.count(samples=len(shards), steps=steps, **training.latest)
