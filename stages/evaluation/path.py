@@ -9,6 +9,7 @@ weights with the rows, which costs a third of as many narrow ones (10 classes, 5
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -53,7 +54,7 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
     solved: list[int] = []
     before: Tensor | None = None
     history: History | None = None
-    at_once = _at_once(problem, size)
+    at_once = _at_once(problem)
     batches = [
         torch.tensor(wave[begin : begin + at_once], device=start.device)
         for wave in _waves(logs.tolist(), SPACING_ALONE if at_once == 1 else SPACING_TOGETHER)
@@ -69,19 +70,18 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
             starts = (shares @ points[solved].flatten(1)).view(len(batch), sets, size)
         if before is not None and history is not None:
             nearest = (logs[before, None] - logs[batch]).abs().argmin(0)
+            change = (exact[batch] - exact[before[nearest]]).repeat(sets)
             first_of_set = torch.arange(sets, device=start.device)[:, None] * len(before)
             history = history.select((first_of_set + nearest).flatten())
-            change = their_penalties - exact[before[nearest]].repeat(sets)
             history.add_to_hessian(change.to(start.dtype)[:, None] * problem.penalised())
-
-        def evaluate(
-            variables: Tensor, places: Tensor, of: Tensor = their_sets, at: Tensor = their_penalties
-        ) -> Evaluation:
-            return problem.evaluate(variables, of[places], at[places])
-
-        starts = starts.transpose(0, 1).flatten(0, 1)
-        baseline = problem.prior_losses.repeat_interleave(len(batch))
-        minimum = minimise(evaluate, starts, baseline, tolerance, max_iterations, history)
+        minimum = minimise(
+            partial(_evaluate, problem, their_sets, their_penalties),
+            starts.transpose(0, 1).flatten(0, 1),
+            problem.prior_losses.repeat_interleave(len(batch)),
+            tolerance,
+            max_iterations,
+            history,
+        )
         points[batch] = minimum.point.view(sets, len(batch), size).transpose(0, 1)
         values[batch] = minimum.value.view(sets, -1).T
         iterations[batch], converged[batch] = minimum.iterations.view(sets, -1).T, minimum.converged.view(sets, -1).T
@@ -90,10 +90,15 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
     return Solutions(points.view(len(penalties), sets, problem.classes, -1), values, iterations, converged)
 
 
-def _at_once(problem: Problem, size: int) -> int:
-    """Penalties that are solved side by side, for S sets of N rows with K variables each."""
-    sets, rows, _ = problem.features.shape
-    small = ELEMENTS_WORTH_A_CALL // (sets * max(size, rows * problem.classes))
+def _evaluate(problem: Problem, sets: Tensor, penalties: Tensor, variables: Tensor, places: Tensor) -> Evaluation:
+    """At variables [a, K] for those at `places` [a] among problems of these sets and penalties, [A] each."""
+    return problem.evaluate(variables, sets[places], penalties[places])
+
+
+def _at_once(problem: Problem) -> int:
+    """Penalties that are solved side by side."""
+    sets, rows, dimensions = problem.features.shape
+    small = ELEMENTS_WORTH_A_CALL // (sets * problem.classes * max(dimensions + 1, rows))
     return max(1, small, ROWS_OF_WEIGHTS // problem.classes)
 
 
