@@ -290,18 +290,17 @@ def _check_reference(
 def _ordered(steps: Mapping[str, Step], problems: list[str]) -> dict[str, Step]:
     """Steps after what they read, otherwise as written; a loop is added to `problems`."""
     ordered: dict[str, Step] = {}
-    pending = dict(steps)
+    pending = {
+        name: {one for names in step.references().values() for one in names if one in steps}
+        for name, step in steps.items()
+    }
     while pending:
-        ready = [
-            step
-            for step in pending.values()
-            if not any(name in pending for names in step.references().values() for name in names)
-        ]
-        if not ready:
+        first = next((name for name, reads in pending.items() if reads <= ordered.keys()), None)
+        if first is None:
             problems.append(f"steps that wait for one another in a loop: {listed(pending)}")
             return {}
-        first = ready[0]
-        ordered[first.name] = pending.pop(first.name)
+        ordered[first] = steps[first]
+        del pending[first]
     return ordered
 
 
