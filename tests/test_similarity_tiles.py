@@ -95,6 +95,18 @@ def test_what_was_kept_serves_two_backward_passes() -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("is_for_onednn", [True, False])
+def test_both_ways_to_multiply_are_matrix_products(is_for_onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one a processor takes depends on its instructions."""
+    monkeypatch.setattr(similarity_tiles, "IS_FOR_ONEDNN", is_for_onednn)
+    left, right = torch.randn(150, 24, generator=torch.Generator().manual_seed(0)).split((60, 90))
+    torch.testing.assert_close(similarity_tiles.product(left, right).double(), left.double() @ right.double().T,
+                               rtol=0, atol=1e-5)  # fmt: skip
+    weights, rows = torch.randn(60, 90, generator=torch.Generator().manual_seed(1)), torch.randn(24, 60)
+    found = similarity_tiles.product_by_columns(weights, rows)
+    torch.testing.assert_close(found.double(), rows.double() @ weights.double(), rtol=0, atol=1e-4)
+
+
 def test_a_temperature_is_above_0() -> None:
     for temperature in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="above 0"):

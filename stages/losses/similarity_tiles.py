@@ -48,6 +48,8 @@ CPU = Tiling(rows=1024, columns=1024, kept=2**20)
 """Measured: tiles of 4 MiB in float32, of which a cache shared by two cores holds several."""
 GPU = Tiling(rows=4096, columns=4096, kept=2**24)
 """Not measured."""
+IS_FOR_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Of products of float32 on a CPU: see _is_for_onednn."""
 
 
 class Tile(NamedTuple):
@@ -169,9 +171,9 @@ def product_by_columns(left: Tensor, right: Tensor) -> Tensor:
 
 def _is_for_onednn(values: Tensor) -> bool:
     """Whether a product is taken as a 1x1 convolution, which goes to oneDNN: on CPUs `mm` goes to MKL, which leaves out
-    AVX-512 on AMD's processors (1.2 ns an element of a tile against 0.6 at k = 128) and is no faster with AVX2 either.
+    AVX-512 on AMD's processors (1.2 ns an element of a tile against 0.6 at k = 128). With AVX2 alone `mm` is faster.
     """
-    return values.device.type == "cpu" and values.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return IS_FOR_ONEDNN and values.device.type == "cpu" and values.dtype == torch.float32
 
 
 class _Log2SumOfOthers(torch.autograd.Function):
