@@ -9,8 +9,8 @@ the same tiles (one a tile forward, again backward, and two for the gradient); `
 torch.mm, which is slower on some processors. Memory is what one pass forward and back adds at its peak, in a process of
 its own that has the views already. Times are of a process as Python starts it, and once more (`_kept`) of one that
 keeps freed memory, as `simclr` does: from that the peers gain most, whose matrices are new ones at each step. That all
-compute the same is measured first (a note). Growth ends at 65,536 pairs, whose matrix would take 64 GiB. Views are random
-ones, which changes no speed: --data is not used.
+compute the same is measured first (a note). Growth ends at 65,536 pairs, whose matrix would take 64 GiB. Views are
+random ones, which changes no speed: --data is not used.
 """
 
 from collections.abc import Callable, Mapping
