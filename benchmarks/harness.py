@@ -78,15 +78,22 @@ def arguments(doc: str | None, *, on_host: bool = False, **options: Any) -> argp
     """--quick, --data, --device unless all of it runs on the host, and switches (`name="help"`) of its own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of images; without it they are found or made")
+    parser.add_argument(
+        "--data", type=existing_folder, metavar="DIR", help="folder of images; without it they are found or made"
+    )
     if not on_host:
         parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     for name, text in options.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    given = parser.parse_args()
-    if given.data is not None and not given.data.is_dir():
-        parser.error(f"--data {given.data}: no such folder")
-    return given
+    return parser.parse_args()
+
+
+def existing_folder(path: str) -> Path:
+    """What --data is read by: a misspelt one is an error, and not replaced by made images."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: no such folder")
+    return folder
 
 
 def alternate(

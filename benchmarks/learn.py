@@ -41,7 +41,7 @@ import yaml
 from torchvision.datasets import CIFAR10
 
 from benchmarks import lightly_simclr
-from benchmarks.harness import TOP, Comparison, Row, commit, in_own_process, report, simclr
+from benchmarks.harness import TOP, Comparison, Row, commit, existing_folder, in_own_process, report, simclr
 from benchmarks.image_files import cifar10, cut
 from stages.evaluation import fit_logistic_path
 from stages.evaluation.neighbours import classify, nearest
@@ -254,15 +254,13 @@ def summarise(outcomes: dict[str, list[dict[str, float]]], packing: float, ways:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2,000 images, one seed: shows that it runs")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="CIFAR-10 as files in train/ and test/")
+    parser.add_argument("--data", type=existing_folder, metavar="DIR", help="CIFAR-10 as files in train/ and test/")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where outcomes and the store are kept")
     parser.add_argument("--seeds", default="1,2,3", help="of all sides")
     parser.add_argument("--sides", default=",".join(SIDES), help=f"some of {', '.join(SIDES)}")
     parser.add_argument("--longer", type=int, default=1, metavar="N", help="train ours N times as long")
     given = parser.parse_args()
     sides = given.sides.split(",")
-    if given.data is not None and not given.data.is_dir():
-        parser.error(f"--data {given.data}: no such folder")
     if not set(sides) <= set(SIDES):
         parser.error(f"--sides: some of {', '.join(SIDES)}, not {given.sides}")
     if given.longer > 1 and LIGHTLY.keys() & set(sides):

@@ -23,6 +23,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import lightly_simclr
+from benchmarks.harness import existing_folder
 from benchmarks.image_files import cut
 from benchmarks.learn import EPOCHS, RECIPES, TUNED, once, pack, train_ours
 
@@ -115,7 +116,9 @@ def shortest(trial: Trial, best: dict[str, str]) -> tuple[int | None, dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", required=True, help="CIFAR-10 as files in train/")
+    parser.add_argument(
+        "--data", type=existing_folder, metavar="DIR", required=True, help="CIFAR-10 as files in train/"
+    )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", required=True, help="where outcomes are kept")
     parser.add_argument(
         "--tuned", action="store_true", help="only lengths, against the settings of benchmarks/learn.py"
