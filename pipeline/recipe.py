@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import UsageError
 from pipeline.settings import (
+    ONE,
+    SEVERAL,
     Settings,
     StageSettings,
     artifact_stages,
@@ -208,11 +210,13 @@ def _locate(
     keys: list[str] = []
     inner, kinds = group, {}
     for part in map(str, location):
+        if part in (ONE, SEVERAL):
+            continue
         if part in kinds:
             inner, kinds = kinds[part], {}
             continue
         keys.append(part)
-        if part.isdecimal():  # a place in a list, whose groups are of the kind that `inner` is
+        if part.isdecimal():  # a place in a list, whose groups are of the kind that `inner` is, or of one of `kinds`
             continue
         group = inner
         field = group.model_fields.get(part)

@@ -3,12 +3,12 @@
 Torch-free, so that `simclr status` and `simclr --help` stay quick.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, Union, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
@@ -171,15 +171,28 @@ def names_artifact(field: FieldInfo, value: Any) -> bool:
     return value not in extra["literals"] and not value.startswith(tuple(extra["prefixes"]))
 
 
+ONE, SEVERAL = "(one)", "(several)"
+"""What pydantic puts between such a field and its keys in the place of an error; no setting has such a name."""
+
+
+def one_or_several(kinds: Sequence[type[Settings]]) -> Any:
+    """The type of a field that takes a group of one of these kinds, told apart by its `name`, or a list of such."""
+    union: Any = Union[tuple(kinds)]  # noqa: UP007 - of a list
+    one: Any = Annotated[union, Field(discriminator="name")]
+    return Annotated[Annotated[one, Tag(ONE)] | Annotated[tuple[one, ...], Tag(SEVERAL)], Discriminator(_how_many)]
+
+
+def _how_many(value: Any) -> str:
+    return SEVERAL if isinstance(value, list | tuple) else ONE
+
+
 def kinds_of(field: FieldInfo) -> dict[str, type[Settings]]:
-    """By name: the groups that a field chooses from, where it takes one of several; empty for every other field."""
-    if not isinstance(field.discriminator, str):
+    """By name: the groups that a field chooses from, where it takes one of several (or a list of them); empty for every
+    other field."""
+    if not any(isinstance(one, Discriminator) for one in field.metadata):
         return {}
-    return {
-        name: kind
-        for kind in get_args(field.annotation)
-        for name in get_args(kind.model_fields[field.discriminator].annotation)
-    }
+    one = get_args(get_args(field.annotation)[0])[0]
+    return {name: kind for kind in get_args(one) for name in get_args(kind.model_fields["name"].annotation)}
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:

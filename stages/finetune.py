@@ -1,44 +1,49 @@
 """Supervised training of an encoder: all of it, its head alone, or what lies above a named part."""
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
 from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
+from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches
 from stages.images.loader import BatchLoader
-from stages.images.schedule import Among, ClassBalanced, Schedule, Shuffled
-from stages.losses import Loss, Task, build_loss
+from stages.losses import Task
+from stages.losses.combined import Combined, Part
+from stages.losses.registry import build_loss
+from stages.losses.watch import Watch
 from stages.models import (
     ArchitectureCard,
+    BottleneckedEncoder,
     Encoder,
     HeadCard,
     LabelsCard,
     ModelCard,
+    Optimisation,
     architecture_at,
+    build_bottleneck,
     build_encoder,
-    build_optimiser,
+    build_projector,
     choose_memory_format,
     convert_batch_norm,
     count_parameters,
     keep_projector_layers,
-    learning_rate_at,
     load_encoder,
     make_card,
     match_channels,
     save_model,
-    scaled_learning_rate,
-    take_step,
+    set_pooling,
 )
 from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbone
 from stages.models.freezing import UnknownPart, freeze, train_around
 from stages.models.heads import Head
+from stages.models.optimisation import layers_with_multiples
 from stages.settings.finetune import Finetune
 from stages.views import Interpolation, Policy, load, preset, read_policy, to_device
 
@@ -57,20 +62,6 @@ class Start:
     labels_seen: tuple[LabelsCard, ...] = ()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which images come when.
-
-    Attributes:
-        batch_size: of the global batch.
-        repeats: an image comes at most so often in a batch, and then within so many rows that follow one another.
-    """
-
-    schedule: Schedule
-    batch_size: int
-    repeats: int
-
-
 def check_settings(settings: Finetune) -> None:
     """What can be said before anything runs. Raises UnusableBackbone."""
     if settings.encoder == "random":
@@ -80,40 +71,39 @@ def check_settings(settings: Finetune) -> None:
 
 
 def finetune(run: Run, settings: Finetune) -> None:
-    """Write encoder.safetensors, model.json, metrics.jsonl and, where there are any, the head and the neck."""
+    """Write encoder.safetensors, model.json, metrics.jsonl and, where there are any, head, neck and bottleneck."""
     shards = open_shards(run.input("shards"), "train")
     chosen = _labelled_images(run, settings, shards)
-    labels = shards.labels[chosen].numpy()
-    plan = _plan(run, settings, chosen, labels)
+    plan = _plan(run, settings, shards, chosen)
     start = _start(run, settings, shards)
     encoder, memory_format = start.encoder, choose_memory_format(start.encoder, settings.channels_last)
-    loss_of = _loss(settings, encoder, np.bincount(labels, minlength=len(shards.classes)))
-    convert_batch_norm(encoder)
-    _freeze(run, settings, encoder, loss_of)
+    objective = Objective(settings, encoder, plan.samples)
+    for module in (encoder, objective):
+        convert_batch_norm(module)
+    _freeze(run, settings, encoder, objective)
     encoder.to(run.device).to(memory_format=memory_format)
-    loss_of.to(run.device)
-    views = load(start.policy, run.seed, run.device, views=1)
-    batches = BatchLoader(shards, plan.schedule, settings.workers, run.rank, run.ranks)
+    objective.to(run.device)
+    number_of_views = settings.losses[0].views
+    views = load(start.policy, run.seed, run.device, views=number_of_views)
+    batches = BatchLoader(shards, plan.images(), settings.workers, run.rank, run.ranks)
     run.say(batches.description)
-    steps = min(settings.epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
-    rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, plan.batch_size)
-    warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)
-    optimiser = build_optimiser(
-        settings.optimiser.name,
-        [encoder],
-        rate,
-        settings.optimiser.momentum,
-        settings.optimiser.weight_decay,
-        head=loss_of,
-        head_multiple=settings.head_learning_rate,
+    steps = _steps(settings, batches.steps_per_epoch)
+    optimisation = Optimisation(
+        settings.optimiser,
+        [*layers_with_multiples(encoder, settings.layer_decay), ([objective], settings.head_learning_rate)],
+        batch_size=plan.batch_size,
+        steps=steps,
+        steps_per_epoch=batches.steps_per_epoch,
+        gradient_clip=settings.gradient_clip,
     )
-    state = {"encoder": encoder, "loss": loss_of, "optimiser": optimiser}
+    state = {"encoder": encoder, "loss": objective, "optimiser": optimisation.optimiser}
     run.say(
-        f"{settings.loss.name} on {len(chosen):,} labelled images of {len(np.unique(labels)):,} classes; "
+        f"{settings.loss_name} on {len(plan.samples):,} labelled images of {len(plan.samples.names):,} classes; "
         f"{start.architecture.backbone}, {count_parameters(encoder):,} parameters, {steps:,} steps of "
-        f"{plan.batch_size}, learning rate {rate:.4g} on {run.device}"
+        f"{plan.batch_size}, learning rate {optimisation.rate:.4g} on {run.device}"
     )
-    embed, measure = run.distribute(encoder), run.distribute(loss_of)
+    watch = Watch(settings.loss_name, objective.loss.value_at_a_point)
+    embed, measure = run.distribute(encoder), run.distribute(objective)
     with (
         closing(batches),
         run.training(
@@ -121,31 +111,70 @@ def finetune(run: Run, settings: Finetune) -> None:
         ) as training,
     ):
         for step, batch in training.steps(batches.load):
-            visits = _visits(plan, step, run.rank, len(batch.labels))
+            rows = plan.rows(step, run.rank, run.ranks)
             with training.part("views"):
-                images = views(batch.images, batch.sample_ids, visits, batch.sizes)[0]  # [B, C, h, w]
+                visits = _visits(plan, step, run.rank, len(rows))
+                images = views(batch.images, batch.sample_ids, visits, batch.sizes)  # [views, B, C, h, w]
+                images = _mirrored(images, plan.samples.mirrored[rows]).flatten(0, 1)
                 images = images.contiguous(memory_format=memory_format)
+                labels = torch.from_numpy(plan.samples.labels[rows]).repeat(number_of_views)
             with training.part("encoder forward"), run.autocast(settings.precision):
-                embeddings = embed(images)  # [B, D]
+                embeddings = embed(images)  # [views x B, D]
             with training.part("loss"):
-                loss, figures = measure(embeddings, to_device(batch.labels, run.device), step / steps)
-            optimiser.zero_grad()
+                loss, figures = measure(embeddings, to_device(labels, run.device), step / steps)
+            optimisation.optimiser.zero_grad()
             with training.part("backward"):
                 loss.backward()
-            learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
             with training.part("optimiser"):
-                gradient_norm = take_step(optimiser, learning_rate, settings.gradient_clip)
-            training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm, **figures)
+                moved = optimisation.step(step)
+            training.record(loss=loss, **moved, **figures)
+            if training.line_is_due:
+                with training.part("measurements"):
+                    training.record(spread=watch.look(embeddings.detach(), loss.detach(), figures))
+                for alarm in watch.alarms():
+                    run.warn(alarm)
 
-    head = loss_of.trained_head
-    save_model(run.out, _card(run, settings, start, shards, chosen, head), encoder, None, head)
+    trained = BottleneckedEncoder(encoder, objective.bottleneck) if objective.bottleneck else encoder
+    save_model(run.out, _card(run, settings, start, trained, shards, chosen, objective), trained, None, objective.head)
     run.count(samples=len(chosen), steps=steps, **training.latest)
+
+
+class Objective(nn.Module):
+    """What the encoder's embeddings go through in training: a projection that is thrown away, or a bottleneck that
+    stays, and the losses with their heads."""
+
+    def __init__(self, settings: Finetune, encoder: Encoder, samples: Labelled):
+        super().__init__()
+        size = encoder.embedding_size
+        self.projection = None
+        if settings.projection is not None:
+            self.projection = build_projector(size, **settings.projection.model_dump())
+            size = settings.projection.dimension
+        self.bottleneck = build_bottleneck(size) if settings.neck == "bn" else None
+        task = Task(size, tuple(samples.counts.tolist()))
+        parts = [Part(one.title, build_loss(one.title, one.options, task), one.weight, one.classifies)
+                 for one in settings.losses]  # fmt: skip
+        self.names = samples.names
+        self.loss = Combined(parts, self.bottleneck)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """[N, D], [N] -> the loss and figures, see Loss."""
+        return self.loss(embeddings if self.projection is None else self.projection(embeddings), labels, progress)
+
+    @property
+    def head(self) -> Head | None:
+        """What was trained on embeddings; on projections it is of no use."""
+        return self.loss.trained_head if self.projection is None else None
+
+
+def _steps(settings: Finetune, steps_per_epoch: int) -> int:
+    return min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
 
 
 def _labelled_images(run: Run, settings: Finetune, shards: Shards) -> np.ndarray:
     """Positions of the labelled training images that are used, ascending: int64 [n]."""
     if any(len(labels) > 1 for labels in shards.label_lists):
-        raise BadData(f"{run.step}: images with several labels; {settings.loss.name} learns from one label an image")
+        raise BadData(f"{run.step}: images with several labels; {settings.loss_name} learns from one label an image")
     labelled = np.flatnonzero(shards.labels.numpy() >= 0)
     if not len(labelled):
         raise BadData(f"{run.step}: no training image has a label; fine-tuning needs them (a folder for each class)")
@@ -159,29 +188,34 @@ def _labelled_images(run: Run, settings: Finetune, shards: Shards) -> np.ndarray
     return labelled[label_subset(labels, ids, settings.label_fraction, run.seed, settings.label_subset)]
 
 
-def _plan(run: Run, settings: Finetune, chosen: np.ndarray, labels: np.ndarray) -> Plan:
-    """Plain batches, or batches of P classes with K images each where the loss compares images."""
-    if settings.loss.batches == "plain":
-        batch_size = min(settings.batch_size, len(chosen))
-        if batch_size < settings.batch_size:
-            run.say(f"batches of {batch_size}: there are no more than {len(chosen)} labelled images")
-        run.check_divides("batch_size", batch_size, largest=len(chosen))
-        return Plan(Among(chosen, Shuffled(run.seed, len(chosen), batch_size)), batch_size, 1)
-    counts = np.bincount(labels)
-    counts = counts[counts > 0]
-    wanted, images = min(settings.classes_per_batch, len(counts)), settings.images_per_class
-    if wanted < settings.classes_per_batch:
-        run.say(f"batches of {wanted} classes with {images} images each: there are no more than {len(counts)} classes")
-    few, single = int((counts < images).sum()), int((counts == 1).sum())
-    if few:
-        alone = f"; {single} have a single image, whose only positives are other views of it" if single else ""
-        run.say(
-            f"{few} of {len(counts)} classes have fewer than images_per_class = {images} images: a batch repeats "
-            f"theirs, in other views{alone}"
-        )
-    run.check_divides("classes_per_batch x images_per_class", wanted * images)
-    schedule = ClassBalanced(run.seed, labels, wanted, images)
-    return Plan(Among(chosen, schedule), wanted * images, images)
+def _plan(run: Run, settings: Finetune, shards: Shards, chosen: np.ndarray) -> Plan:
+    """The batches, checked against the number of processes."""
+    labels = shards.labels.numpy()[chosen]
+    samples = label_samples(chosen, labels, shards.classes, settings.negative_only, settings.flip_is_new_class)
+    asked = Batches(
+        settings.sampler_used,
+        settings.batch_size,
+        settings.classes_per_batch,
+        settings.images_per_class,
+        settings.parents_per_batch,
+        settings.positive_share,
+        settings.negatives_per_batch,
+        settings.classes_of_one,
+    )
+    parents = None
+    if settings.hierarchy is not None:
+        above = np.asarray([name or "" for name in shards.attribute(settings.hierarchy)])
+        parents = np.unique(above, return_inverse=True)[1][samples.positions]
+    plan = plan_batches(run.seed, samples, asked, parents)
+    if settings.curriculum is not None:
+        steps = round(settings.curriculum.share * _steps(settings, plan.schedule.steps_per_epoch))
+        plan = begin_with(run.seed, plan, asked, parents, settings.curriculum.min_per_class, steps)
+    for note in plan.notes:
+        run.say(note)
+    is_grouped = settings.sampler_used in ("p_by_k", "hierarchical")
+    setting = "classes_per_batch x images_per_class" if is_grouped else "batch_size"
+    run.check_divides(setting, plan.batch_size // plan.unit, largest=None if is_grouped else len(plan.samples))
+    return plan
 
 
 def _visits(plan: Plan, step: int, rank: int, rows: int) -> Tensor:
@@ -192,11 +226,28 @@ def _visits(plan: Plan, step: int, rank: int, rows: int) -> Tensor:
     return step * plan.repeats + (rank * rows + torch.arange(rows)) % plan.repeats
 
 
+def _mirrored(images: Tensor, mirrored: np.ndarray) -> Tensor:
+    """Views [views, B, C, h, w], some of them turned left to right: bool [B]."""
+    if not mirrored.any():
+        return images
+    turned = to_device(torch.from_numpy(mirrored), images.device)
+    return torch.where(turned[:, None, None, None], images.flip(-1), images)
+
+
 def _start(run: Run, settings: Finetune, shards: Shards) -> Start:
     """The encoder to start from, and the policy of the one view."""
     torch.manual_seed(run.seed)  # the encoder is the first to draw: `random` in the stage embed has the same weights
-    if run.is_artifact("encoder"):
-        return _trained(run, settings, shards)
+    start = _trained(run, settings, shards) if run.is_artifact("encoder") else _new(run, settings, shards)
+    if settings.pooling is not None:
+        set_pooling(start.encoder, settings.pooling)
+    if settings.flip_is_new_class:
+        policy = start.policy.model_copy(update={"horizontal_flip": 0.0})
+        return replace(start, policy=policy)
+    return start
+
+
+def _new(run: Run, settings: Finetune, shards: Shards) -> Start:
+    """An encoder as initialised, or as published."""
     if settings.encoder == "random":
         architecture = ArchitectureCard(**settings.architecture.model_dump())
         policy = _policy(run, settings.image_size)
@@ -229,6 +280,10 @@ def _trained(run: Run, settings: Finetune, shards: Shards) -> Start:
         raise UsageError(
             f"{run.step}.projector_layers: {settings.projector_layers} is more than the {there} that the encoder has"
         )
+    if settings.neck == "bn" and card.bottleneck:
+        raise UsageError(f"{run.step}.neck: the encoder ends with a batch norm already; leave it out")
+    if settings.projector_layers and card.bottleneck:
+        raise UsageError(f"{run.step}.projector_layers: the encoder ends with a batch norm; leave it out")
     if settings.projector_layers and card.neck is not None:
         raise UsageError(
             f"{run.step}.projector_layers: the encoder ends with layers of an earlier projector already; leave it out"
@@ -248,29 +303,30 @@ def _policy(run: Run, image_size: int, interpolation: Interpolation = "bilinear"
     return Policy.model_validate(preset("natural", image_size) | CROP_AND_FLIP | resize | colours)
 
 
-def _loss(settings: Finetune, encoder: Encoder, class_counts: np.ndarray) -> Loss:
-    options = settings.loss.model_dump(exclude={"name"})
-    return build_loss(settings.loss.name, options, Task(encoder.embedding_size, tuple(class_counts.tolist())))
-
-
-def _freeze(run: Run, settings: Finetune, encoder: Encoder, loss_of: Loss) -> None:
+def _freeze(run: Run, settings: Finetune, encoder: Encoder, objective: Objective) -> None:
     """Training mode for what is to be trained."""
     try:
         frozen = [] if settings.freeze == "none" else freeze(encoder, settings.freeze)
     except UnknownPart as error:
         raise UsageError(f"{run.step}.freeze: {error}") from error
     train_around(encoder, frozen)
-    if not any(parameter.requires_grad for module in (encoder, loss_of) for parameter in module.parameters()):
+    if not any(parameter.requires_grad for module in (encoder, objective) for parameter in module.parameters()):
         raise UsageError(
-            f"{run.step}.freeze: {settings.freeze} leaves nothing to train: {settings.loss.name} has no head"
+            f"{run.step}.freeze: {settings.freeze} leaves nothing to train: {settings.loss_name} has no head"
         )
 
 
 def _card(
-    run: Run, settings: Finetune, start: Start, shards: Shards, chosen: np.ndarray, head: Head | None
+    run: Run,
+    settings: Finetune,
+    start: Start,
+    trained: Encoder,
+    shards: Shards,
+    chosen: np.ndarray,
+    objective: Objective,
 ) -> ModelCard:
     seen = LabelsCard(
-        loss=settings.loss.name,
+        loss=settings.loss_name,
         fraction=settings.label_fraction,
         subset=settings.label_subset if settings.label_fraction < 1 else 0,
         seed=run.seed,
@@ -279,8 +335,11 @@ def _card(
             (shards.keys[row] for row in chosen), (shards.classes[shards.labels[row]] for row in chosen)
         ),
     )
-    head_card = None if head is None else HeadCard(kind=head.kind, classes=head.classes, learned_from=seen)
+    head, head_card = objective.head, None
+    if head is not None:
+        names = objective.names if head.classes else None
+        head_card = HeadCard(kind=head.kind, classes=head.classes, centres=head.centres, names=names, learned_from=seen)
     # Labels that trained a head alone left no trace in the encoder.
-    trained = any(parameter.requires_grad for parameter in start.encoder.parameters())
-    labels_seen = (*start.labels_seen, seen) if trained else start.labels_seen
-    return make_card("finetune", start.encoder, start.architecture, start.policy, labels_seen, head=head_card)
+    is_trained = trained is not start.encoder or any(one.requires_grad for one in start.encoder.parameters())
+    labels_seen = (*start.labels_seen, seen) if is_trained else start.labels_seen
+    return make_card("finetune", trained, start.architecture, start.policy, labels_seen, head=head_card)

@@ -23,22 +23,19 @@ from stages.models import (
     ArchitectureCard,
     Encoder,
     ModelCard,
+    Optimisation,
     ProjectorCard,
     architecture_at,
     build_encoder,
-    build_optimiser,
     build_projector,
     choose_memory_format,
     convert_batch_norm,
     count_parameters,
-    learning_rate_at,
     load_card,
     load_encoder,
     make_card,
     match_channels,
     save_model,
-    scaled_learning_rate,
-    take_step,
 )
 from stages.models.encoders import require_backbone
 from stages.settings.pretrain import Pretrain
@@ -78,24 +75,23 @@ def pretrain(run: Run, settings: Pretrain) -> None:
         run.say(f"epochs are fitted: {epochs:,} of {batches.steps_per_epoch:,} steps")
     steps = min(epochs * batches.steps_per_epoch, settings.max_steps or 2**62)
     views_at = _views_by_step(run, settings, encoder, policy, steps)
-    rate = scaled_learning_rate(settings.optimiser.learning_rate, settings.optimiser.scaling, batch_size)
-    warmup_steps = min(round(settings.optimiser.warmup_epochs * batches.steps_per_epoch), steps // 10)
-    optimiser = build_optimiser(
-        settings.optimiser.name,
-        [encoder, projector],
-        rate,
-        settings.optimiser.momentum,
-        settings.optimiser.weight_decay,
+    optimisation = Optimisation(
+        settings.optimiser,
+        [([encoder, projector], 1.0)],
+        batch_size=batch_size,
+        steps=steps,
+        steps_per_epoch=batches.steps_per_epoch,
+        gradient_clip=settings.gradient_clip,
     )
-    state = {"encoder": encoder, "projector": projector, "optimiser": optimiser}
+    state = {"encoder": encoder, "projector": projector, "optimiser": optimisation.optimiser}
     probe = None
     if settings.online_probe and shards.classes:
         probe = OnlineProbe(run, encoder.embedding_size, len(shards.classes))
         state |= {"probe": probe.linear, "probe_optimiser": probe.optimiser}
     run.say(
         f"{architecture.backbone} of width {architecture.width}, {count_parameters(encoder):,} parameters; "
-        f"{len(shards):,} images, {steps:,} steps of {batch_size} ({epochs:,} epochs), learning rate {rate:.4g} on "
-        f"{run.device}"
+        f"{len(shards):,} images, {steps:,} steps of {batch_size} ({epochs:,} epochs), learning rate "
+        f"{optimisation.rate:.4g} on {run.device}"
     )
     with (
         closing(batches),
@@ -113,14 +109,12 @@ def pretrain(run: Run, settings: Pretrain) -> None:
             view_a, view_b = projections.chunk(2)
             with training.part("loss"):
                 loss = nt_xent(view_a, view_b, settings.temperature)
-            optimiser.zero_grad()
+            optimisation.optimiser.zero_grad()
             with training.part("backward"):
                 loss.backward()
-            learning_rate = learning_rate_at(step, steps, rate, warmup_steps)
             with training.part("optimiser"):
-                gradient_norm = take_step(optimiser, learning_rate, settings.gradient_clip)
-
-            training.record(loss=loss, learning_rate=learning_rate, gradient_norm=gradient_norm)
+                moved = optimisation.step(step)
+            training.record(loss=loss, **moved)
             if probe is not None:
                 with training.part("online probe"):
                     labels = to_device(batch.labels, run.device).repeat(2)

@@ -7,18 +7,24 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from loss_references import REFERENCES
 from processes import run_in_processes
 from torch import Tensor, nn
 
 from pipeline.settings import kinds_of
-from stages.losses import LOSSES, Loss, Task, build_loss
-from stages.losses.margin_softmax import ArcFace, add_angle
-from stages.losses.triplet import Triplet, mine_hardest
+from stages.losses import Loss, Task
+from stages.losses.margin_softmax import ArcFace, add_angle, multiply_angle
+from stages.losses.mining import mine_triplets
+from stages.losses.pairwise import Pairs
+from stages.losses.registry import LOSSES, build_loss
+from stages.losses.triplet import Triplet
 from stages.settings.finetune import Finetune
+from stages.settings.losses import LOSSES as CHOICES
 
 ROWS, DIMENSION, CLASSES = 12, 5, 4
 LABELS = torch.tensor([0, 2, 0, 1, 1, 3, 2, 0, 1, 2, 0, 3])
 TASK = Task(DIMENSION, (4, 3, 3, 2))
+KINDS = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in CHOICES}
 SETTINGS: list[dict[str, Any]] = [
     {"name": "cross_entropy", "label_smoothing": 0.0},
     {"name": "cross_entropy", "label_smoothing": 0.1},
@@ -26,11 +32,57 @@ SETTINGS: list[dict[str, Any]] = [
     {"name": "triplet", "margin": "soft"},
     {"name": "arcface", "scale": None, "margin": 0.3, "margin_ramp": 0.5},
     {"name": "arcface", "scale": 5.0, "margin": 1.2, "margin_ramp": 0.0},
+    {"name": "cross_entropy", "class_weights": "effective_number"},
+    {"name": "bce"},
+    {"name": "bce", "class_weights": "effective_number"},
+    {"name": "focal"},
+    {"name": "focal", "gamma": 1.5, "alpha": 0.25},
+    {"name": "pairs_concatenated"},
+    {"name": "pairs_difference"},
+    {"name": "pairs_cosine"},
+    {"name": "contrastive"},
+    {"name": "contrastive", "margin": 1.3, "squared": False, "mining": "hard"},
+    {"name": "contrastive", "margin": 1.3, "mining": "easy_positive"},
+    {"name": "contrastive", "margin": 1.5, "mining": "multi_similarity"},
+    {"name": "margin", "mining": "all"},
+    {"name": "margin", "mining": "hard", "beta_weight": 0.3},
+    {"name": "triplet", "mining": "all"},
+    {"name": "triplet", "mining": "all", "margin": 1.1},
+    {"name": "triplet", "mining": "all", "margin": "soft"},
+    {"name": "triplet", "mining": "semi_hard"},
+    {"name": "triplet", "mining": "easy_positive", "margin": "soft"},
+    {"name": "triplet", "mining": "multi_similarity"},
+    {"name": "arcface", "centres": 3},
+    {"name": "cosface"},
+    {"name": "cosface", "scale": 64.0, "margin": 0.35},
+    {"name": "sphereface"},
+    {"name": "sphereface", "margin": 3.7},
+    {"name": "sphereface_original"},
+    {"name": "n_pairs"},
+    {"name": "supcon"},
+    {"name": "multi_similarity"},
+    {"name": "multi_similarity", "mining": "all"},
+    {"name": "circle", "scale": 12.0},
+    {"name": "proxy_anchor"},
+    {"name": "soft_triple"},
+    {"name": "lifted_structure"},
 ]
+DRAWN: list[dict[str, Any]] = [
+    {"name": "triplet", "mining": "distance_weighted"},
+    {"name": "contrastive", "mining": "distance_weighted", "margin": 1.2},
+    {"name": "margin"},
+]
+"""Whose negatives are drawn: held against their definition further down."""
+FINITE = [one for one in SETTINGS if one["name"] != "lifted_structure"]
+"""The library's lifted structure loss takes a root at 0, where embeddings are zeros."""
 
 
 def name_of(settings: dict[str, Any]) -> str:
     return "-".join(map(str, settings.values()))
+
+
+def options_of(settings: dict[str, Any]) -> dict[str, Any]:
+    return KINDS[settings["name"]](**settings).options
 
 
 def make_rows(rows: int = ROWS, dimension: int = DIMENSION) -> Tensor:
@@ -39,46 +91,19 @@ def make_rows(rows: int = ROWS, dimension: int = DIMENSION) -> Tensor:
 
 def make_loss(settings: dict[str, Any], task: Task = TASK) -> Loss:
     torch.manual_seed(7)
-    loss = build_loss(settings["name"], {key: value for key, value in settings.items() if key != "name"}, task).double()
+    loss = build_loss(settings["name"], options_of(settings), task).double()
     for parameter in loss.parameters():  # biases off their zeros, weights of a size that matters
         nn.init.normal_(parameter)
     return loss
 
 
-def softmax_loss(logits: list[Tensor], label: int, smoothing: float = 0.0) -> Tensor:
-    """-sum_k q_k log p_k with q = (1 - e) onehot + e / K (Szegedy et al. 2016, section 7)."""
-    normaliser = torch.stack([logit.exp() for logit in logits]).sum().log()
-    target = [(1 - smoothing) * (k == label) + smoothing / len(logits) for k in range(len(logits))]
-    return -torch.stack([q * (logit - normaliser) for q, logit in zip(target, logits, strict=True)]).sum()
+def labels_for(settings: dict[str, Any], labels: Tensor = LABELS) -> Tensor:
+    """Of the rows: of two views of each image both have its label."""
+    return labels[: len(labels) // 2].repeat(2) if settings["name"] == "supcon" else labels
 
 
 def reference(settings: dict[str, Any], rows: Tensor, labels: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-    """The mean over anchors or rows, by loops."""
-    losses = []
-    if settings["name"] == "triplet":
-        unit = [row / row.norm() for row in rows]
-        for a, label in enumerate(labels.tolist()):
-            # Hermans et al. 2017, equation 5.
-            positives = [(unit[a] - unit[p]).norm() for p in range(len(rows)) if p != a and labels[p] == label]
-            negatives = [(unit[a] - unit[n]).norm() for n in range(len(rows)) if labels[n] != label]
-            violation = max(positives) - min(negatives)
-            soft = settings["margin"] == "soft"
-            losses.append((1 + violation.exp()).log() if soft else (settings["margin"] + violation).clamp(min=0))
-        return torch.stack(losses).mean()
-    weight = parameters["head.weight"]
-    for row, label in zip(rows, labels.tolist(), strict=True):
-        if settings["name"] == "cross_entropy":
-            logits = [weight[k] @ row + parameters["head.bias"][k] for k in range(CLASSES)]
-            losses.append(softmax_loss(logits, label, settings["label_smoothing"]))
-            continue
-        # Deng et al. 2019, equation 3; beyond pi as decided here.
-        scale, margin = settings["scale"] or 16.0, settings["margin"]
-        angles = [torch.acos(weight[k] @ row / (weight[k].norm() * row.norm())) for k in range(CLASSES)]
-        logits = [scale * torch.cos(angle + margin * (k == label)) for k, angle in enumerate(angles)]
-        if angles[label] + margin > math.pi:
-            logits[label] = scale * (torch.cos(angles[label]) - 1 + math.cos(margin))
-        losses.append(softmax_loss(logits, label))
-    return torch.stack(losses).mean()
+    return REFERENCES[settings["name"]](options_of(settings), rows, labels.tolist(), parameters, TASK.class_counts)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
@@ -86,9 +111,10 @@ def test_value_and_gradients_are_those_of_the_paper(settings: dict[str, Any]) ->
     loss_of = make_loss(settings)
     rows, wanted_rows = make_rows().requires_grad_(), make_rows().requires_grad_()
     parameters = {name: value.detach().clone().requires_grad_() for name, value in loss_of.named_parameters()}
-    loss, figures = loss_of(rows, LABELS, 1.0)
+    labels = labels_for(settings)
+    loss, figures = loss_of(rows, labels, 1.0)
     loss.backward()
-    wanted = reference(settings, wanted_rows, LABELS, parameters)
+    wanted = reference(settings, wanted_rows, labels, parameters)
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-10)
     torch.testing.assert_close(rows.grad, wanted_rows.grad, rtol=1e-9, atol=1e-11)
@@ -101,14 +127,15 @@ def test_value_and_gradients_are_those_of_the_paper(settings: dict[str, Any]) ->
 def test_under_autocast_it_is_computed_in_single_precision(settings: dict[str, Any]) -> None:
     loss_of = make_loss(settings).float()
     halves = make_rows().bfloat16()
-    wanted, _ = loss_of(halves.float(), LABELS, 1.0)
+    labels = labels_for(settings)
+    wanted, _ = loss_of(halves.float(), labels, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = loss_of(halves, LABELS, 1.0)
+        loss, _ = loss_of(halves, labels, 1.0)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, wanted)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
+@pytest.mark.parametrize("settings", FINITE, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_stay_finite_where_embeddings_meet(settings: dict[str, Any], dtype: torch.dtype) -> None:
     loss_of = make_loss(settings).to(dtype)
@@ -116,10 +143,11 @@ def test_gradients_stay_finite_where_embeddings_meet(settings: dict[str, Any], d
         rows = start.to(dtype).requires_grad_()
         head = loss_of.trained_head
         if head is not None:  # on a prototype, and opposite to another
-            weight = head.get_parameter("weight")
             with torch.no_grad():
-                weight[0], weight[1] = start[0], -start[0]
-        loss, _ = loss_of(rows, LABELS, 1.0)
+                for weight in head.parameters():
+                    if weight.shape == (CLASSES * head.centres, DIMENSION):
+                        weight[0], weight[1] = start[0], -start[0]
+        loss, _ = loss_of(rows, labels_for(settings), 1.0)
         loss.backward()
         assert loss.isfinite()
         assert rows.grad is not None
@@ -129,10 +157,11 @@ def test_gradients_stay_finite_where_embeddings_meet(settings: dict[str, Any], d
 
 def test_the_registry_and_the_settings_have_the_same_losses_and_options() -> None:
     kinds = kinds_of(Finetune.model_fields["loss"])
-    assert list(kinds) == list(LOSSES)
+    assert list(kinds) == list(LOSSES) == list(REFERENCES)
+    assert {one["name"] for one in SETTINGS} == set(LOSSES), "each is held against its formula"
     for name, kind in kinds.items():
         options = list(inspect.signature(LOSSES[name]).parameters)
-        assert options == ["task", *(field for field in kind.model_fields if field != "name")], name
+        assert options == ["task", *(field for field in kind.model_fields if field not in ("name", "weight"))], name
         assert get_args(kind.model_fields["name"].annotation) == (name,)
         assert kind.__doc__
 
@@ -140,17 +169,22 @@ def test_the_registry_and_the_settings_have_the_same_losses_and_options() -> Non
 # Triplet
 
 
+def as_pairs(rows: Tensor, labels: Tensor) -> Pairs:
+    return Pairs(rows, rows, labels, labels, torch.arange(len(rows)))
+
+
 def test_the_hardest_of_each_kind_is_found() -> None:
     rows = nn.functional.normalize(make_rows(40, 3), dim=1)
     labels = torch.arange(40) % 5
     labels[7] = 9  # alone in its class
-    mined = mine_hardest(rows, labels, rows, labels)
+    mined = mine_triplets("hard", as_pairs(rows, labels), None)
+    assert mined.anchor.tolist() == [*range(40)]
     for a in range(40):
         distances = (rows - rows[a]).norm(dim=1)
         same = (labels == labels[a]).nonzero().flatten().tolist()
         others = [n for n in range(40) if labels[n] != labels[a]]
         assert mined.negative[a] == min(others, key=lambda n: distances[n].item())
-        assert mined.usable[a] == (len(same) > 1)
+        assert mined.weight[a] == (len(same) > 1)
         if len(same) > 1:
             assert mined.positive[a] == max((p for p in same if p != a), key=lambda p: distances[p].item())
 
@@ -183,6 +217,7 @@ def test_figures_of_triplets_tell_order_from_collapse() -> None:
     assert loss.item() == 0
     assert {name: value.item() for name, value in figures.items()} == {
         "active_triplets": 0.0,
+        "idle": 0.0,
         "positive_distance": 0.0,
         "negative_distance": pytest.approx(math.sqrt(2)),
     }
@@ -194,13 +229,14 @@ def test_figures_of_triplets_tell_order_from_collapse() -> None:
     assert soft.item() == pytest.approx(math.log(2))
 
 
-def test_distances_of_the_figures_are_means_over_all_pairs() -> None:
+def test_distances_of_the_figures_are_root_mean_squares_over_all_pairs() -> None:
     rows = nn.functional.normalize(make_rows(), dim=1)
     pairs = [(i, j) for i in range(ROWS) for j in range(ROWS) if i != j]
     _, figures = make_loss(SETTINGS[2])(make_rows(), LABELS, 1.0)
     for name, is_same in (("positive_distance", True), ("negative_distance", False)):
         distances = [(rows[i] - rows[j]).norm() for i, j in pairs if (LABELS[i] == LABELS[j]) == is_same]
-        assert figures[name].item() == pytest.approx(torch.stack(distances).mean().item(), rel=1e-9)
+        squares = torch.stack(distances).square()
+        assert figures[name].item() == pytest.approx(squares.mean().sqrt().item(), rel=1e-9)
 
 
 def test_length_of_the_embeddings_does_not_matter() -> None:
@@ -211,11 +247,19 @@ def test_length_of_the_embeddings_does_not_matter() -> None:
         )
 
 
-def test_many_rows_are_mined_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, wanted_figures = make_loss(SETTINGS[2])(make_rows(), LABELS, 1.0)
-    monkeypatch.setattr("stages.losses.triplet.CHUNK_ROWS", 5)
-    loss, figures = make_loss(SETTINGS[2])(make_rows(), LABELS, 1.0)
-    assert torch.equal(loss, wanted)
+BY_CHUNKS = [one for one in [*SETTINGS, *DRAWN] if "memory" in options_of(one)]
+
+
+@pytest.mark.parametrize("settings", BY_CHUNKS, ids=name_of)
+def test_many_rows_are_compared_in_chunks(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, wanted_rows = make_rows().requires_grad_(), make_rows().requires_grad_()
+    wanted, wanted_figures = make_loss(settings)(wanted_rows, LABELS, 1.0)
+    wanted.backward()
+    monkeypatch.setattr("stages.losses.pairwise.CHUNK_ROWS", 5)
+    loss, figures = make_loss(settings)(rows, LABELS, 1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    torch.testing.assert_close(rows.grad, wanted_rows.grad, rtol=1e-10, atol=1e-13)
     for name, figure in figures.items():
         assert figure.item() == pytest.approx(wanted_figures[name].item(), rel=1e-12)
 
@@ -246,9 +290,9 @@ def test_the_margin_grows_from_nought_and_stays() -> None:
 
 
 def test_the_scale_follows_the_number_of_classes() -> None:
-    assert ArcFace(Task(4, (1,) * 1000), None, 0.3, 0.5).scale == 16
-    assert ArcFace(Task(4, (1,) * 1001), None, 0.3, 0.5).scale == 30
-    assert ArcFace(Task(4, (1,) * 1001), 20.0, 0.3, 0.5).scale == 20
+    assert ArcFace(Task(4, (1,) * 1000), None, 0.3, 0.5, 1).scale == 16
+    assert ArcFace(Task(4, (1,) * 1001), None, 0.3, 0.5, 1).scale == 30
+    assert ArcFace(Task(4, (1,) * 1001), 20.0, 0.3, 0.5, 1).scale == 20
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1.0, 1.5])
@@ -276,6 +320,8 @@ def step(
     torch.manual_seed(5)
     encoder = nn.Sequential(nn.Linear(DIMENSION, 8), nn.ReLU(), nn.Linear(8, DIMENSION)).double()
     loss_of = make_loss(settings)
+    if any(True for _ in loss_of.buffers()):  # a batch before this one: to be remembered, or to draw others
+        loss_of(-rows, labels, 1.0)
     rows = rows.clone().requires_grad_()
     embed = wrap(encoder)
     measure = wrap(loss_of) if list(loss_of.parameters()) else loss_of
@@ -287,11 +333,35 @@ def step(
     return {"rows": rows.grad, **gradients, "loss": loss.detach(), **{f"figure {k}": v for k, v in figures.items()}}
 
 
+IN_PROCESSES = [
+    *SETTINGS,
+    *DRAWN,
+    *({"name": name, "memory": 20, "memory_start": 0.0} for name in ("contrastive", "margin", "triplet", "circle")),
+]
+
+
+def global_batch(settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Rows, of which one has no class, and labels."""
+    labels = LABELS.clone()
+    labels[9] = -1
+    return make_rows(), labels_for(settings, labels)
+
+
+def share_of_rank(settings: dict[str, Any], mine: slice) -> tuple[Tensor, Tensor]:
+    """Consecutive images; of two views of each both."""
+    rows, labels = global_batch(settings)
+    if settings["name"] != "supcon":
+        return rows[mine], labels[mine]
+    mine = slice(mine.start // 2, mine.stop // 2)
+    return torch.cat([half[mine] for half in rows.chunk(2)]), labels[mine].repeat(2)
+
+
 def step_of_rank(rank: int) -> dict[str, Tensor]:
     mine = slice(rank * ROWS // 2, (rank + 1) * ROWS // 2)
     found = {}
-    for number, settings in enumerate(SETTINGS):
-        result = step(make_rows()[mine], LABELS[mine], settings, nn.parallel.DistributedDataParallel)
+    for number, settings in enumerate(IN_PROCESSES):
+        rows, labels = share_of_rank(settings, mine)
+        result = step(rows, labels, settings, nn.parallel.DistributedDataParallel)
         found |= {f"{number} {name}": value for name, value in result.items()}
     return found
 
@@ -302,13 +372,16 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]
 
 
 @pytest.mark.xdist_group("losses")
-@pytest.mark.parametrize("number", range(len(SETTINGS)), ids=lambda number: name_of(SETTINGS[number]))
+@pytest.mark.parametrize("number", range(len(IN_PROCESSES)), ids=lambda number: name_of(IN_PROCESSES[number]))
 def test_two_processes_equal_one(of_ranks: list[dict[str, Tensor]], number: int) -> None:
-    wanted = step(make_rows(), LABELS, SETTINGS[number], lambda module: module)
+    wanted = step(*global_batch(IN_PROCESSES[number]), IN_PROCESSES[number], lambda module: module)
     first, second = of_ranks
     assert {name for name in first if name.startswith(f"{number} ")} == {f"{number} {name}" for name in wanted}
     # Rows are no parameters: nobody averages their gradients, so that each process has twice its share.
-    rows = torch.cat([first[f"{number} rows"], second[f"{number} rows"]]) / 2
+    shares = [first[f"{number} rows"], second[f"{number} rows"]]
+    if IN_PROCESSES[number]["name"] == "supcon":  # of each view the images of both
+        shares = [half for view in zip(*(share.chunk(2) for share in shares), strict=True) for half in view]
+    rows = torch.cat(shares) / 2
     assert (rows - wanted.pop("rows")).norm() <= 1e-10
     for name, value in wanted.items():
         for found in (first, second):
@@ -318,7 +391,7 @@ def test_two_processes_equal_one(of_ranks: list[dict[str, Tensor]], number: int)
 
 def test_a_triplet_of_one_image_twice_is_pulled_by_nothing_but_its_negative() -> None:
     """The positive is the anchor's equal: the distance of nought has a derivative of nought."""
-    loss_of = Triplet(TASK, 2.0)
+    loss_of = Triplet(TASK, 0, 0.0, 2.0, "hard")
     rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]).requires_grad_()
     loss, _ = loss_of(rows, torch.tensor([0, 0, 1, 1]), 1.0)
     loss.backward()

@@ -104,7 +104,7 @@ def test_it_moves_matrices_as_torch_does_but_for_its_bfloat16() -> None:
 def test_an_encoder_learns_with_it_whatever_its_memory_format(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
     encoder = build_encoder("resnet10", 8, 64, False, 16).to(memory_format=memory_format)  # 4: see choose_memory_format
-    optimiser = build_optimiser("muon", [encoder], 0.05, 0.9, 1e-4)
+    optimiser = build_optimiser("muon", [([encoder], 1.0)], 0.05, 0.9, 1e-4)
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     losses = []
     for _ in range(5):

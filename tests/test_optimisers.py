@@ -107,7 +107,7 @@ def test_a_saved_state_continues_exactly(name: OptimiserName) -> None:
             optimiser.step()
 
     def build(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return build_optimiser(name, [nn.ParameterList(parameters)], 0.1, 0.9, 1e-3)
+        return build_optimiser(name, [([nn.ParameterList(parameters)], 1.0)], 0.1, 0.9, 1e-3)
 
     straight = make_parameters()
     train([0, 1, 2, 3], straight, build(straight))
@@ -140,7 +140,7 @@ def test_decay_acts_on_weights_only(name: OptimiserName) -> None:
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     before = {key: value.detach().clone() for key, value in layer.named_parameters()}
-    optimiser = build_optimiser(name, [layer], learning_rate=0.5, momentum=0.9, weight_decay=0.1)
+    optimiser = build_optimiser(name, [([layer], 1.0)], learning_rate=0.5, momentum=0.9, weight_decay=0.1)
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
@@ -153,7 +153,7 @@ def test_nothing_is_read_back_from_an_accelerator(name: OptimiserName) -> None:
     """On torch's device without memory, where reading a number is an error. SGD and AdamW are torch's own."""
     with torch.device("meta"):
         encoder = build_encoder("resnet10", 8, 64, False, 16)
-    optimiser = build_optimiser(name, [encoder], learning_rate=0.1, momentum=0.9, weight_decay=0.1)
+    optimiser = build_optimiser(name, [([encoder], 1.0)], learning_rate=0.1, momentum=0.9, weight_decay=0.1)
     for parameter in encoder.parameters():
         parameter.grad = torch.empty_like(parameter)
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_nothing_is_read_back_from_an_accelerator(name: OptimiserName) -> None:
 def test_modules_without_biases_or_without_weights(name: OptimiserName) -> None:
     for module in (nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)):
         before = [parameter.detach().clone() for parameter in module.parameters()]
-        optimiser = build_optimiser(name, [module], learning_rate=0.1, momentum=0.9, weight_decay=0.1)
+        optimiser = build_optimiser(name, [([module], 1.0)], learning_rate=0.1, momentum=0.9, weight_decay=0.1)
         for parameter in module.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimiser.step()

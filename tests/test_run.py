@@ -81,7 +81,7 @@ def train(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 2)
     )
     module = module.to(memory_format=memory_format)
-    optimiser = build_optimiser(optimiser_name, [module], 0.05, 0.9, 1e-3)
+    optimiser = build_optimiser(optimiser_name, [([module], 1.0)], 0.05, 0.9, 1e-3)
     folder.mkdir(exist_ok=True)
     run = given(folder, train_settings())
     images = torch.rand(7, 5, 3, 6, 6)

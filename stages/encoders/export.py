@@ -28,7 +28,15 @@ from stages.models.encoders import (
 
 WEIGHTS_FILE = "model.safetensors"
 README_FILE = "README.md"
-OWN_FILES = {WEIGHTS_FILE, PREPROCESSING_FILE, README_FILE, "model.json", "encoder.safetensors", "neck.safetensors"}
+OWN_FILES = {
+    WEIGHTS_FILE,
+    PREPROCESSING_FILE,
+    README_FILE,
+    "model.json",
+    "encoder.safetensors",
+    "neck.safetensors",
+    "bottleneck.safetensors",
+}
 TOLERANCE = 1e-4
 """Largest difference of an output from ours, as a share of the largest output."""
 
@@ -196,6 +204,10 @@ def _what_no_library_has(ready: ReadyEncoder) -> str:
     card = ready.card
     if getattr(card, "neck", None) is not None:
         return "it ends with layers of its projector"
+    if getattr(card, "bottleneck", False):
+        return "it ends with a batch norm"
+    if getattr(card, "pooling", "average") != "average":
+        return f"its pooling is {card.pooling}"
     if card.architecture.backbone in RESNET_LAYOUTS and card.architecture.width != PUBLISHED_WIDTH:
         return f"it has width {card.architecture.width}, published is {PUBLISHED_WIDTH}"
     return ""

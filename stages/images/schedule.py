@@ -102,7 +102,7 @@ class ClassBalanced:
     """
 
     def __init__(self, seed: int, labels: np.ndarray, classes_per_batch: int, images_per_class: int):
-        self._members = [places for places in _places_of_values(labels, int(labels.max()) + 1) if len(places)]
+        self._members = [places for places in places_of_values(labels, int(labels.max()) + 1) if len(places)]
         if not 1 <= classes_per_batch <= len(self._members):
             raise ValueError(f"classes_per_batch must be 1 to {len(self._members)}, not {classes_per_batch}")
         self._seed, self._classes, self._images = seed, classes_per_batch, images_per_class
@@ -122,17 +122,17 @@ class ClassBalanced:
 
     def _draw(self, epoch: int) -> np.ndarray:
         """All batches of an epoch, int64 [steps, P K]."""
-        chosen = _windows(_key(self._seed, epoch, -1), len(self._members), self._classes, self._steps_per_epoch)
-        visits = _places_of_values(chosen.ravel(), len(self._members))
+        chosen = _windows(class_key(self._seed, epoch, -1), len(self._members), self._classes, self._steps_per_epoch)
+        visits = places_of_values(chosen.ravel(), len(self._members))
         batches = np.empty((chosen.size, self._images), dtype=np.int64)
         for number, (members, visited) in enumerate(zip(self._members, visits, strict=True)):
             images = min(self._images, len(members))
-            places = _windows(_key(self._seed, epoch, number), len(members), images, len(visited))
+            places = _windows(class_key(self._seed, epoch, number), len(members), images, len(visited))
             batches[visited] = members[places[:, np.arange(self._images) % images]]
         return batches.reshape(len(chosen), -1)
 
 
-def _places_of_values(values: np.ndarray, count: int) -> list[np.ndarray]:
+def places_of_values(values: np.ndarray, count: int) -> list[np.ndarray]:
     """For each of 0 ... count - 1: where it stands in `values`, ascending."""
     return np.split(np.argsort(values, kind="stable"), np.cumsum(np.bincount(values, minlength=count))[:-1])
 
@@ -164,6 +164,6 @@ def _windows(key: int, length: int, window: int, count: int) -> np.ndarray:
     return np.concatenate(rows)[:count]
 
 
-def _key(seed: int, epoch: int, number: int) -> int:
+def class_key(seed: int, epoch: int, number: int) -> int:
     """A seed of its own for each class of each epoch."""
     return int.from_bytes(hashlib.blake2b(f"balanced/{seed}/{epoch}/{number}".encode(), digest_size=8).digest())

@@ -1,14 +1,12 @@
-"""What every supervised loss is, and the arithmetic that they share."""
+"""What every supervised loss is."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.losses.gather import mean_over_processes
-from stages.models.heads import Head, HeadKind, build_head
+from stages.models.heads import Head
 
 Measured = tuple[Tensor, dict[str, Tensor]]
 """The loss, and figures of this batch (scalars without gradient) that tell how the training goes."""
@@ -30,10 +28,15 @@ class Task:
 class Loss(nn.Module, ABC):
     """(embeddings [N, D], labels [N], progress) -> the loss of the global batch, and figures.
 
+    A label below 0 is of an image that is like no other: it is nobody's positive and everybody's negative.
+
     Within a process group the N rows are this process's equal share. The value is the mean over the rows of all
     processes, the same on every one, and backward leaves `processes` times its derivative, so that the averaging of
     gradients is exact. Computed in float32 (float64 if given) under any autocast.
     """
+
+    value_at_a_point: float | None = None
+    """What the loss is while all embeddings are one: a loss that stays there has collapsed."""
 
     @property
     def trained_head(self) -> Head | None:
@@ -47,30 +50,3 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured: ...
-
-
-class ClassificationLoss(Loss):
-    """A loss on the scores of a head."""
-
-    def __init__(self, task: Task, head_kind: HeadKind):
-        super().__init__()
-        self.head = build_head(head_kind, task.embedding_size, len(task.class_counts))
-
-    @property
-    def trained_head(self) -> Head:
-        return self.head
-
-    def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
-        scores = self.head(embeddings)
-        logits = self.logits(scores, labels, progress)
-        loss = mean_over_processes(self.row_losses(logits, labels).mean())
-        right = (scores.detach().argmax(dim=1) == labels).to(loss.dtype).mean()
-        return loss, {"accuracy": mean_over_processes(right)}
-
-    def logits(self, scores: Tensor, labels: Tensor, progress: float) -> Tensor:
-        """What the softmax gets, from the scores [N, classes] that predict."""
-        return scores
-
-    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """[N, classes], [N] -> [N]"""
-        return F.cross_entropy(logits, labels, reduction="none")

@@ -5,7 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from stages.losses.figures import distance_figures
 from stages.losses.gather import gather_rows, mean_over_processes
+from stages.losses.label_groups import group_numbers
+from stages.losses.loss import Loss, Measured, Task
 from stages.losses.similarity_tiles import bits_at, log2_sum_of_others, views_in_bits
 
 
@@ -33,7 +36,7 @@ def sup_con(view_a: Tensor, view_b: Tensor, labels: Tensor, temperature: float) 
     with torch.autocast(view_a.device.type, enabled=False):
         views = views_in_bits(view_a, view_b, bits)  # [2, N, D], N of all processes from here
         to_all = log2_sum_of_others(views.flatten(0, 1), bits)  # [2N]
-        groups = _groups(gather_rows(labels))
+        groups = group_numbers(gather_rows(labels))
         first, second = views
         pairs = first + second
         # A sum over positives is a product with their sum: no pair of rows is looked at.
@@ -45,12 +48,16 @@ def sup_con(view_a: Tensor, view_b: Tensor, labels: Tensor, temperature: float) 
         return mean_over_processes((to_all.mean() - to_positives.mean()) * math.log(2))
 
 
-def _groups(labels: Tensor) -> Tensor:
-    """Numbers from 0 of the groups of images that are positives of each other; int64 [N]
-
-    Found by sorting, and not by `unique`, whose result has a size that the host would have to wait for.
+class SupCon(Loss):
+    """`sup_con` as a loss of training: the first half of a process's rows are one view of its images, the second half
+    the other.
     """
-    ordered, order = labels.sort()
-    starts = (ordered[1:] != ordered[:-1]) | (ordered[1:] < 0)
-    numbers = torch.cat([starts.new_zeros(1, dtype=torch.int64), starts.cumsum(0)])
-    return torch.empty_like(numbers).scatter_(0, order, numbers)
+
+    def __init__(self, task: Task, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
+        view_a, view_b = embeddings.chunk(2)
+        images = labels[: len(view_a)]
+        return sup_con(view_a, view_b, images, self.temperature), distance_figures(embeddings, labels)

@@ -1,103 +1,132 @@
-"""Triplet loss with the hardest positive and the hardest negative of the batch for every anchor."""
+"""Triplet loss: a positive is to be nearer than a negative, by a margin."""
 
-from typing import Literal, NamedTuple
+import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from stages.losses.gather import gather_rows, mean_over_processes, world
-from stages.losses.loss import Loss, Measured, Task
-
-CHUNK_ROWS = 1024
-
-
-class Mined(NamedTuple):
-    """What was found for each anchor.
-
-    Attributes:
-        positive, negative: int64 [N], rows of the global batch.
-        usable: bool [N], whether the anchor has a positive and a negative at all.
-        sums: [4], over all pairs of an anchor and a positive: their distances, their number; and with a negative.
-    """
-
-    positive: Tensor
-    negative: Tensor
-    usable: Tensor
-    sums: Tensor
+from stages.losses.gather import mean_over_processes
+from stages.losses.loss import Measured, Task
+from stages.losses.mining import Draws, TripletMining, mine_triplets
+from stages.losses.pairwise import Block, Pairs, PairwiseLoss, at_least_one, block_of, distances_of
 
 
-class Triplet(Loss):
-    """Batch-hard triplet loss (Hermans et al. 2017, equation 5) on unit vectors, by unsquared Euclidean distance.
+class Triplet(PairwiseLoss):
+    """Triplet loss on unit vectors, by unsquared Euclidean distance: the mean over the triplets that are mined.
 
-    Every row of the global batch is an anchor. Rows without a positive or without a negative do not count.
+    `hard` is the batch-hard loss (Hermans et al. 2017, equation 5). `all` takes every triplet of the batch, as the mean
+    over those with a loss (their section 3.2: the mean over all is washed out by those without).
 
     Args:
-        margin: that the hardest negative is to be farther away than the hardest positive; `soft` puts
-            log(1 + exp(x)) in place of max(0, margin + x).
+        margin: that a negative is to be farther away than a positive; `soft` puts log(1 + exp(x)) in place of
+            max(0, margin + x).
+        mining: see `mine_triplets`.
     """
 
-    def __init__(self, task: Task, margin: float | Literal["soft"]):
-        super().__init__()
-        self.margin = margin
+    def __init__(
+        self,
+        task: Task,
+        memory: int,
+        memory_start: float,
+        margin: float | Literal["soft"],
+        mining: TripletMining,
+    ):
+        super().__init__(task, memory, memory_start)
+        self.margin, self.mining = margin, mining
+        self.value_at_a_point = math.log(2) if margin == "soft" else margin
+        self.draws = Draws(task.embedding_size) if mining == "distance_weighted" else None
 
-    def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
-        rows = F.normalize(embeddings, dim=1)
-        columns, column_labels = gather_rows(rows), gather_rows(labels)
-        mined = mine_hardest(rows.detach(), labels, columns.detach(), column_labels)
+    def measure_pairs(self, pairs: Pairs) -> Measured:
+        if self.mining == "all":
+            return self._all(pairs)
+        if self.draws is not None:
+            self.draws.advance()
+        mined = mine_triplets(self.mining, pairs, self.draws)
+        anchors = pairs.rows[mined.anchor]
         # Only what was mined is measured with a gradient, and by differences: exact where two rows are close.
-        to_positive = _distances(rows, columns[mined.positive])
-        to_negative = _distances(rows, columns[mined.negative])
+        to_positive = _distances(anchors, pairs.columns[mined.positive])
+        to_negative = _distances(anchors, pairs.columns[mined.negative])
         violation = to_positive - to_negative
         losses = F.softplus(violation) if self.margin == "soft" else (self.margin + violation).clamp_min(0)
-        usable = mined.usable.to(rows.dtype)
         threshold = 0.0 if self.margin == "soft" else -self.margin
-        active = (violation.detach() > threshold).to(rows.dtype)
-        sums = torch.cat([torch.stack([usable.sum(), (active * usable).sum()]), mined.sums])
-        # Of each process, on average; at least one in all.
-        usable_rows, active_rows, positive_sum, positives, negative_sum, negatives = mean_over_processes(sums)
-        usable_rows = usable_rows.clamp_min(1 / world()[1])
-        loss = mean_over_processes((losses * usable).sum() / usable_rows)
+        active = (violation.detach() > threshold).to(losses.dtype)
+        counts = mean_over_processes(torch.stack([mined.weight.sum(), (active * mined.weight).sum()]))
+        triplets = at_least_one(counts[0])
+        loss = mean_over_processes((losses * mined.weight).sum()) / triplets
+        return loss, {"active_triplets": counts[1] / triplets, "idle": (counts[0] == 0).to(loss.dtype)}
+
+    def _all(self, pairs: Pairs) -> Measured:
+        of_chunk = self._soft_sums if self.margin == "soft" else self._hinge_sums
+        chunks = [*pairs.chunks()]
+        if len(chunks) == 1:
+            sums = of_chunk(pairs)
+        else:
+            sums = torch.stack([checkpoint(of_chunk, chunk, use_reentrant=False) for chunk in chunks]).sum(dim=0)
+        total, counted, active, triplets = mean_over_processes(sums)
         figures = {
-            "active_triplets": active_rows / usable_rows,
-            "positive_distance": positive_sum / positives.clamp_min(1 / world()[1]),
-            "negative_distance": negative_sum / negatives.clamp_min(1 / world()[1]),
+            "active_triplets": active.detach() / at_least_one(triplets),
+            "idle": (triplets.detach() == 0).to(total.dtype),
         }
-        return loss, figures
+        return total / at_least_one(counted), figures
+
+    def _hinge_sums(self, pairs: Pairs) -> Tensor:
+        """Sum over all triplets of some rows, those with a loss twice (what is divided by), and all: [4].
+
+        No triplet is looked at. The sum of max(0, c_p - d_n), with c_p the margin and the distance to a positive, is
+        linear in the distances while each keeps its place: c_p counts once for every negative that is nearer than it,
+        d_n, with a minus, for every c_p that is beyond it. Sorting tells how often.
+        """
+        assert self.margin != "soft"
+        block = block_of(pairs)
+        distances = distances_of(block.similarities)
+        with torch.no_grad():
+            to_positive, is_there = _padded(distances, block.positive)  # [n, K]
+            bounds = (to_positive + self.margin).masked_fill(~is_there, -torch.inf)
+            negatives = distances.masked_fill(~block.negative, torch.inf).sort(dim=1).values
+            nearer = torch.searchsorted(negatives, bounds)  # of each positive: negatives with a loss
+            bounds = bounds.sort(dim=1).values
+            beyond = bounds.shape[1] - torch.searchsorted(bounds, distances.contiguous(), right=True)
+            beyond = beyond.to(distances.dtype) * block.negative
+            often = torch.zeros_like(distances)
+            often[block.positive] = nearer[is_there].to(distances.dtype)
+            active = nearer[is_there].sum().to(distances.dtype)
+            triplets = (block.positive.sum(dim=1) * block.negative.sum(dim=1)).sum().to(distances.dtype)
+        total = self.margin * active + ((often - beyond) * distances).sum()
+        return torch.stack([total, active, active, triplets])
+
+    def _soft_sums(self, pairs: Pairs) -> Tensor:
+        """The same of log(1 + exp(x)), which every triplet has: one positive of each row at a time."""
+        block = block_of(pairs)
+        distances = distances_of(block.similarities)
+        to_positive, is_there = _padded(distances, block.positive)
+        sums = []
+        for turn in range(to_positive.shape[1]):
+            if to_positive.shape[1] == 1 or not torch.is_grad_enabled():
+                sums.append(_soft_turn(to_positive, is_there, distances, block, turn))
+            else:
+                sums.append(checkpoint(_soft_turn, to_positive, is_there, distances, block, turn, use_reentrant=False))
+        total, active, triplets = torch.stack(sums).sum(dim=0)
+        return torch.stack([total, triplets, active, triplets])
 
 
-@torch.no_grad()
-def mine_hardest(rows: Tensor, labels: Tensor, columns: Tensor, column_labels: Tensor) -> Mined:
-    """For each row the farthest column of its class, itself apart, and the nearest of another class.
+def _soft_turn(to_positive: Tensor, is_there: Tensor, distances: Tensor, block: Block, turn: int) -> Tensor:
+    violation = to_positive[:, turn, None] - distances
+    counted = (block.negative & is_there[:, turn, None]).to(distances.dtype)
+    active = (violation.detach() > 0).to(distances.dtype) * counted
+    return torch.stack([(F.softplus(violation) * counted).sum(), active.sum(), counted.sum()])
 
-    Args:
-        rows, columns: unit vectors [N, D] and [processes x N, D], the rows being this process's share of the columns.
-    """
-    own = world()[0] * len(rows) + torch.arange(len(rows), device=rows.device)
-    places, sums = [], rows.new_zeros(4)
-    for part, part_labels, part_own in zip(
-        rows.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), own.split(CHUNK_ROWS), strict=True
-    ):
-        similarities = part @ columns.T  # [chunk, processes x N]
-        same = part_labels[:, None] == column_labels
-        positives = same.scatter(1, part_own[:, None], False)
-        farthest = similarities.masked_fill(~positives, torch.inf).min(dim=1)
-        nearest = similarities.masked_fill(same, -torch.inf).max(dim=1)
-        usable = farthest.values.isfinite() & nearest.values.isfinite()
-        places.append((farthest.indices, nearest.indices, usable))
-        distances = similarities.mul_(-2).add_(2).clamp_min_(0).sqrt_()
-        sums += torch.stack(
-            [
-                distances.masked_fill(~positives, 0).sum(),
-                positives.sum(),
-                distances.masked_fill(same, 0).sum(),
-                (~same).sum(),
-            ]
-        )
-    positive, negative, usable = (torch.cat(parts) for parts in zip(*places, strict=True))
-    return Mined(positive, negative, usable, sums)
+
+def _padded(distances: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """The distances to each row's positives, side by side [n, K], and which of these places are taken."""
+    counts = positive.sum(dim=1)
+    is_there = torch.arange(max(1, int(counts.max())), device=counts.device) < counts[:, None]
+    padded = distances.new_zeros(is_there.shape)
+    return padded.masked_scatter(is_there, distances[positive]), is_there
 
 
 def _distances(rows: Tensor, others: Tensor) -> Tensor:
-    """[N, D], [N, D] -> Euclidean distances [N]; where two rows are one, the derivative is 0."""
+    """[T, D], [T, D] -> Euclidean distances [T]; where two rows are one, the derivative is 0."""
     return torch.linalg.vector_norm(rows - others, dim=1)

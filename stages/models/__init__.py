@@ -1,6 +1,7 @@
 """Encoders, projector, optimisers, batch norm across processes, and models on disk."""
 
 from stages.models.batch_norm import BatchNorm, convert_batch_norm
+from stages.models.bottleneck import BottleneckedEncoder, build_bottleneck
 from stages.models.card import (
     ArchitectureCard,
     DamagedModel,
@@ -20,21 +21,25 @@ from stages.models.card import (
     make_card,
     save_model,
 )
-from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder, inflate_stem, match_channels
+from stages.models.encoders import (
+    Encoder,
+    UnusableBackbone,
+    Weights,
+    build_encoder,
+    inflate_stem,
+    match_channels,
+    set_pooling,
+)
 from stages.models.heads import build_head
 from stages.models.memory_format import choose_memory_format
-from stages.models.optimisers import (
-    Lars,
-    build_optimiser,
-    learning_rate_at,
-    scaled_learning_rate,
-    take_step,
-)
+from stages.models.optimisation import Optimisation
+from stages.models.optimisers import Lars, build_optimiser, learning_rate_at, scaled_learning_rate
 from stages.models.projector import build_projector
 
 __all__ = [
     "ArchitectureCard",
     "BatchNorm",
+    "BottleneckedEncoder",
     "DamagedModel",
     "Encoder",
     "HeadCard",
@@ -42,11 +47,13 @@ __all__ = [
     "Lars",
     "ModelCard",
     "NeckCard",
+    "Optimisation",
     "ProjectorCard",
     "UnusableBackbone",
     "Weights",
     "WeightsCard",
     "architecture_at",
+    "build_bottleneck",
     "build_encoder",
     "build_head",
     "build_optimiser",
@@ -65,5 +72,5 @@ __all__ = [
     "match_channels",
     "save_model",
     "scaled_learning_rate",
-    "take_step",
+    "set_pooling",
 ]

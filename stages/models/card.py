@@ -10,9 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder
+from stages.models.bottleneck import BottleneckedEncoder, build_bottleneck
+from stages.models.encoders import Encoder, UnusableBackbone, Weights, build_encoder, pooling_of, set_pooling
 from stages.models.heads import Head, HeadKind, build_head
 from stages.models.neck import NeckedEncoder, build_neck
+from stages.models.pooling import PoolingKind
 from stages.models.projector import build_projector
 from stages.views import Policy
 
@@ -20,7 +22,11 @@ CARD_FILE = "model.json"
 ENCODER_FILE = "encoder.safetensors"
 PROJECTOR_FILE = "projector.safetensors"
 NECK_FILE = "neck.safetensors"
+BOTTLENECK_FILE = "bottleneck.safetensors"
 HEAD_FILE = "head.safetensors"
+
+LATER = ("pooling", "bottleneck")
+"""Fields that came to the format later."""
 
 Colour = tuple[float, ...]
 
@@ -71,11 +77,16 @@ class LabelsCard(_Part):
 
 
 class HeadCard(_Part):
-    """What a classification loss trained on the embeddings: the arguments of `build_head`, embedding size apart, and
-    the labels behind it."""
+    """What a loss trained on the embeddings: the arguments of `build_head`, embedding size apart, and the labels behind
+    it."""
 
     kind: HeadKind
     classes: int
+    """0 of a head of pairs."""
+    centres: int = 1
+    """Of each class."""
+    names: tuple[str, ...] | None = None
+    """Of the classes; None where an early version of the stage wrote it: then they are those of the shards."""
     learned_from: LabelsCard | None = None
     """None where an early version of the stage wrote it: then it is the last of the encoder's `labels_seen`."""
 
@@ -113,6 +124,9 @@ class ModelCard(_Part):
     """One entry for each fine-tuning that is behind these weights (not the head's), the first one first; none: no label
     was seen."""
     head: HeadCard | None = None
+    pooling: PoolingKind = "average"
+    bottleneck: bool = False
+    """Whether the encoder ends with a batch norm; it counts in parameters."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelCard":
@@ -121,8 +135,9 @@ class ModelCard(_Part):
         return self
 
     def to_json(self) -> str:
-        """The text of model.json."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+        """The text of model.json; what came to the format later is left out where it is as it always was before."""
+        later = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return json.dumps(self.model_dump(mode="json", exclude=later), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ModelCard":
@@ -145,6 +160,7 @@ def make_card(
     head: HeadCard | None = None,
 ) -> ModelCard:
     """Describe an encoder that was trained on views by `policy`."""
+    inner = encoder.inner if isinstance(encoder, BottleneckedEncoder) else encoder
     return ModelCard(
         kind=kind,
         architecture=architecture,
@@ -158,9 +174,11 @@ def make_card(
         parameters=count_parameters(encoder),
         weights=WeightsCard(source=encoder.weights.source, licence=encoder.weights.licence),
         channels=len(policy.mean),
-        neck=NeckCard(**encoder.shape) if isinstance(encoder, NeckedEncoder) else None,
+        neck=NeckCard(**inner.shape) if isinstance(inner, NeckedEncoder) else None,
         labels_seen=labels_seen,
         head=head,
+        pooling=pooling_of(encoder),
+        bottleneck=inner is not encoder,
     )
 
 
@@ -192,7 +210,7 @@ def architecture_at(card: ModelCard, image_size: int) -> ArchitectureCard:
 def save_model(
     folder: Path, card: ModelCard, encoder: Encoder, projector: nn.Module | None, head: nn.Module | None = None
 ) -> None:
-    """Write model.json, encoder.safetensors and what there is of projector, neck and head into an existing folder.
+    """Write model.json, encoder.safetensors and what there is of projector, neck, bottleneck and head into a folder.
 
     The encoder's tensors have the names of torchvision or timm. Equal weights give equal bytes, on any device and in
     any memory format.
@@ -201,6 +219,9 @@ def save_model(
     save_file(_state_for_disk(encoder.library_module()), folder / ENCODER_FILE)
     if projector is not None:
         save_file(_state_for_disk(projector), folder / PROJECTOR_FILE)
+    if isinstance(encoder, BottleneckedEncoder):
+        save_file(_state_for_disk(encoder.norm), folder / BOTTLENECK_FILE)
+        encoder = encoder.inner
     if isinstance(encoder, NeckedEncoder):
         save_file(_state_for_disk(encoder.neck), folder / NECK_FILE)
     if head is not None:
@@ -217,11 +238,15 @@ def load_encoder(folder: Path) -> tuple[Encoder, ModelCard]:
     try:
         architecture = card.architecture.model_dump() | {"pretrained": False}
         encoder = build_encoder(**architecture, image_size=card.image_size, channels=card.channels)
+        if card.pooling != "average":
+            set_pooling(encoder, card.pooling)
     except UnusableBackbone as error:
         raise DamagedModel(f"{folder / CARD_FILE}: {error}") from error
     if card.neck is not None:
         shape = card.neck.model_dump()
         encoder = NeckedEncoder(encoder, build_neck(encoder.embedding_size, **shape), shape)
+    if card.bottleneck:
+        encoder = BottleneckedEncoder(encoder, build_bottleneck(encoder.embedding_size))
     if encoder.embedding_size != card.embedding_size:
         raise DamagedModel(
             f"{folder / CARD_FILE} says embedding_size {card.embedding_size}, and its architecture gives "
@@ -233,8 +258,12 @@ def load_encoder(folder: Path) -> tuple[Encoder, ModelCard]:
             f"{count_parameters(encoder):,}; run the stage that made it again"
         )
     load_weights(encoder.library_module(), folder / ENCODER_FILE)
-    if isinstance(encoder, NeckedEncoder):
-        load_weights(encoder.neck, folder / NECK_FILE)
+    inner = encoder
+    if isinstance(encoder, BottleneckedEncoder):
+        load_weights(encoder.norm, folder / BOTTLENECK_FILE)
+        inner = encoder.inner
+    if isinstance(inner, NeckedEncoder):
+        load_weights(inner.neck, folder / NECK_FILE)
     encoder.weights = Weights(card.weights.source, card.weights.licence, card.mean, card.std)
     return encoder.eval(), card
 
@@ -258,9 +287,9 @@ def keep_projector_layers(encoder: Encoder, card: ModelCard, folder: Path, layer
 
 
 def load_head(folder: Path, card: ModelCard) -> Head:
-    """The trained head of an encoder: embeddings [N, D] -> scores [N, classes]. The card has one."""
+    """The trained head of an encoder: embeddings [N, D] -> scores [N, classes], or of pairs. The card has one."""
     assert card.head is not None
-    head = build_head(card.head.kind, card.embedding_size, card.head.classes)
+    head = build_head(card.head.kind, card.embedding_size, card.head.classes, card.head.centres)
     load_weights(head, folder / HEAD_FILE)
     return head.eval()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from stages.models.pooling import POOLINGS, AveragePooling, PoolingKind
 from stages.models.stem import RGB_CHANNELS, UnusableBackbone, draw_stem, inflate
 
 TIMM_PREFIX = "timm:"
@@ -74,16 +75,17 @@ class ResNet(Encoder):
         self.layer2 = _resnet_stage(block, width * block.expansion, 2 * width, depths[1], stride=2)
         self.layer3 = _resnet_stage(block, 2 * width * block.expansion, 4 * width, depths[2], stride=2)
         self.layer4 = _resnet_stage(block, 4 * width * block.expansion, 8 * width, depths[3], stride=2)
+        self.pool: nn.Module = AveragePooling()
         self.embedding_size = 8 * width * block.expansion
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, 8 x width x expansion], the mean over places."""
+        """[B, C, H, W] -> [B, 8 x width x expansion]"""
         maps = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
-        return maps.mean(dim=(2, 3))
+        return self.pool(maps)
 
 
 class LibraryEncoder(Encoder):
@@ -133,6 +135,25 @@ def build_encoder(
     if pretrained and channels != RGB_CHANNELS:
         inflate_stem(encoder, channels)
     return encoder
+
+
+def set_pooling(encoder: Encoder, kind: PoolingKind) -> None:
+    """Let a ResNet end with another pooling; embeddings keep their size.
+
+    Raises:
+        UnusableBackbone: the encoder is no ResNet.
+    """
+    module = encoder.library_module()
+    if not isinstance(module, ResNet):
+        raise UnusableBackbone(f"pooling: only {', '.join(RESNET_LAYOUTS)} can have another ({kind}); leave it out")
+    module.pool = POOLINGS[kind]().to(next(module.parameters()).device)
+
+
+def pooling_of(encoder: Encoder) -> PoolingKind:
+    """What `set_pooling` set; the library's own counts as `average`."""
+    module = encoder.library_module()
+    kind = type(module.pool) if isinstance(module, ResNet) else AveragePooling
+    return next(name for name, one in POOLINGS.items() if one is kind)
 
 
 def inflate_stem(encoder: Encoder, channels: int) -> None:

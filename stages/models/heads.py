@@ -1,4 +1,4 @@
-"""What a classification loss puts on top of an encoder: embeddings -> one score a class."""
+"""What a loss puts on top of an encoder: embeddings -> one score a class, or one for each pair."""
 
 from abc import ABC
 from typing import ClassVar, Literal
@@ -7,15 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HeadKind = Literal["linear", "prototypes"]
+HeadKind = Literal["linear", "prototypes", "concatenated", "difference"]
 LINEAR_DEVIATION = 0.01  # of the weights at the start, as google-research/simclr
 
 
 class Head(nn.Module, ABC):
-    """[N, D] -> [N, classes]"""
+    """[N, D] -> [N, classes]; of pairs, see `PairHead`.
+
+    Attributes:
+        classes: 0 of a head of pairs.
+        centres: directions of each class.
+    """
 
     kind: ClassVar[HeadKind]
-    classes: int
+    classes: int = 0
+    centres: int = 1
 
 
 class Linear(Head):
@@ -35,23 +41,63 @@ class Linear(Head):
 
 
 class Prototypes(Head):
-    """A direction for each class; the score is the cosine. weight: [classes, D], of any length."""
+    """Directions for each class; the score is the cosine to the nearest. weight: [classes x centres, D], any length."""
 
     kind = "prototypes"
 
-    def __init__(self, embedding_size: int, classes: int):
+    def __init__(self, embedding_size: int, classes: int, centres: int = 1):
         super().__init__()
-        self.classes = classes
-        self.weight = nn.Parameter(torch.randn(classes, embedding_size) / embedding_size**0.5)
+        self.classes, self.centres = classes, centres
+        self.weight = nn.Parameter(torch.randn(classes * centres, embedding_size) / embedding_size**0.5)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """[N, D] of any length -> [N, classes], cosines"""
-        return F.normalize(embeddings, dim=1) @ F.normalize(self.weight, dim=1).T
+        cosines = F.normalize(embeddings, dim=1) @ F.normalize(self.weight, dim=1).T
+        return cosines if self.centres == 1 else cosines.unflatten(1, (self.classes, self.centres)).amax(dim=2)
 
 
-HEADS: dict[HeadKind, type[Linear] | type[Prototypes]] = {"linear": Linear, "prototypes": Prototypes}
+class PairHead(Head):
+    """[N, D], [N, D] -> one score a pair [N]: above 0, both are of one class."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-def build_head(kind: HeadKind, embedding_size: int, classes: int) -> Head:
+class Concatenated(PairHead):
+    """Two embeddings side by side, a hidden layer, a score; which one comes first matters."""
+
+    kind = "concatenated"
+
+    def __init__(self, embedding_size: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * embedding_size, embedding_size), nn.ReLU(), nn.Linear(embedding_size, 1)
+        )
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.layers(torch.cat([left, right], dim=1))[:, 0]
+
+
+class Difference(PairHead):
+    """A weight for each dimension of |a - b|, and a bias."""
+
+    kind = "difference"
+
+    def __init__(self, embedding_size: int):
+        super().__init__()
+        self.linear = nn.Linear(embedding_size, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.linear((left - right).abs())[:, 0]
+
+
+def build_head(kind: HeadKind, embedding_size: int, classes: int = 0, centres: int = 1) -> Head:
     """A new head; its weights are drawn from torch's global generator."""
-    return HEADS[kind](embedding_size, classes)
+    match kind:
+        case "linear":
+            return Linear(embedding_size, classes)
+        case "prototypes":
+            return Prototypes(embedding_size, classes, centres)
+        case "concatenated":
+            return Concatenated(embedding_size)
+    return Difference(embedding_size)

@@ -62,26 +62,24 @@ class Lars(MomentumOptimiser):
 
 def build_optimiser(
     name: Literal["lars", "sgd", "adamw", "muon"],
-    modules: Iterable[nn.Module],
+    modules: Iterable[tuple[Iterable[nn.Module], float]],
     learning_rate: float,
     momentum: float,
     weight_decay: float,
-    head: nn.Module | None = None,
-    head_multiple: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Optimise the trainable parameters of `modules` in two groups.
+    """Optimise the trainable parameters of modules, in two groups for each multiple of the rate.
 
-    The first group holds the weights. The second holds biases and the parameters of norms (everything of one
+    The first of the two holds the weights. The second holds biases and the parameters of norms (everything of one
     dimension or none), which are neither decayed nor, by LARS, scaled (Chen et al. 2020, B.1) nor, by Muon, made
-    orthogonal. A head has two groups of its own after them. Before each step call `set_learning_rate`.
+    orthogonal. Before each step call `set_learning_rate`.
 
     Args:
+        modules: with the multiple of the rate that each is trained at.
         momentum: of LARS, SGD and Muon; AdamW keeps its betas of 0.9 and 0.999.
         weight_decay: on the gradient for LARS and SGD, on the weights for AdamW and Muon.
-        head: further parameters, whose rate is `head_multiple` times that of the others.
     """
     groups: list[dict[str, Any]] = []
-    for parts, multiple in ((modules, 1.0), ([] if head is None else [head], head_multiple)):
+    for parts, multiple in modules:
         weights, plain = split_parameters(parts)
         for parameters, decay, is_weights in ((weights, weight_decay, True), (plain, 0.0, False)):
             if parameters:

@@ -5,26 +5,34 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from pipeline.settings import LIBRARIES_BYTES, Estimate, StageSettings, artifact, setting
+from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
-from stages.settings.losses import CrossEntropy, LossChoice
+from stages.settings.losses import CrossEntropy, LossChoice, LossSettings, Sampler
+from stages.settings.pretrain import Projector
 from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
 
 class FinetuneOptimiser(Optimiser):
     """Optimiser and learning-rate schedule (warm-up, then cosine to zero, per step)."""
 
-    name: Literal["lars", "sgd", "adamw"] = setting("sgd", "LARS: You et al. 2017")
+    name: Literal["lars", "sgd", "adamw", "muon"] = setting("sgd", "LARS: You et al. 2017; Muon: Jordan et al. 2024")
     learning_rate: float = setting(
         0.2, "before scaling by the batch size (of few labels the batch is small, and so is the rate)", gt=0
     )
     warmup_epochs: float = setting(1.0, "linear warm-up; at most a tenth of the steps where a run is short", ge=0)
 
 
+class Curriculum(Settings):
+    """Classes of many images first, then all."""
+
+    min_per_class: int = setting(description="labelled images of a class that comes first, at least", ge=2)
+    share: float = setting(0.5, "of the steps that these classes have to themselves", gt=0, lt=1)
+
+
 class Finetune(StageSettings):
     """Train an encoder on labels: a classifier or an embedding, from all labels or a share of them."""
 
-    stage_version: ClassVar[int] = 2
+    stage_version: ClassVar[int] = 3
     uses_ranks: ClassVar[bool] = True
     lower_for_memory: ClassVar[tuple[str, ...]] = ("batch_size", "classes_per_batch", "images_per_class")
 
@@ -48,8 +56,41 @@ class Finetune(StageSettings):
         ge=0,
     )  # fmt: skip
     loss: LossChoice = setting(
-        CrossEntropy(name="cross_entropy"), "what is learned; `name` and the loss's own settings"
+        CrossEntropy(name="cross_entropy"),
+        "what is learned: `name` and the loss's own settings; or a list of such, whose weighted sum counts",
     )
+    projection: Projector | None = setting(
+        None, "layers between the embedding and the loss that are thrown away afterwards, as in SimCLR and SupCon"
+    )
+    neck: Literal["none", "bn"] = setting(
+        "none", "bn: the encoder ends with a batch norm; losses that compare see what comes in, others what comes out"
+    )
+    pooling: Literal["average", "gem", "average_max"] | None = setting(
+        None, "how a ResNet's last maps become one vector; left out: as the encoder has it"
+    )
+    sampler: Sampler | None = setting(
+        None,
+        "shuffled: every image once an epoch; balanced: classes equally often; p_by_k: P classes with K images each; "
+        "hierarchical: the same, the P of few classes above; pairs: of all pairs of images; left out: the loss's own",
+    )
+    hierarchy: str | None = setting(None, "of hierarchical: the attribute that says the class above")
+    parents_per_batch: int = setting(2, "of hierarchical: classes above in a global batch", ge=1)
+    positive_share: float = setting(0.5, "of pairs: share of a batch that is of one class each", ge=0, le=1)
+    negative_only: tuple[str, ...] = setting(
+        (), "classes that are nobody's positive: their images are told from all others, and have no class of their own"
+    )
+    negatives_per_batch: int = setting(
+        0, "of p_by_k and hierarchical: images of negative-only classes that are added to each batch", ge=0
+    )
+    classes_of_one: Literal["repeat", "drop", "negative"] = setting(
+        "repeat",
+        "of p_by_k and hierarchical, classes of a single image: repeat: other views of it are its positives; drop: "
+        "they are left out; negative: they are negative-only",
+    )
+    flip_is_new_class: bool = setting(
+        False, "a mirrored image is of another class (Humpback Whale competition): twice the classes and images"
+    )
+    curriculum: Curriculum | None = setting(None, "classes of many images first")
     label_fraction: float = setting(1.0, "share of the labelled training images that is used, stratified", gt=0, le=1)
     label_subset: int = setting(0, "which of the subsets of that share: those of the probe's label curve", ge=0)
     freeze: str = setting(
@@ -58,11 +99,16 @@ class Finetune(StageSettings):
     )
     optimiser: FinetuneOptimiser = setting(FinetuneOptimiser(), "optimiser and schedule")
     head_learning_rate: float = setting(1.0, "rate of the head, as a multiple of the encoder's", gt=0)
+    layer_decay: float = setting(
+        1.0, "each part of the encoder is trained at so many times the rate of the part that follows it", gt=0, le=1
+    )
     epochs: int = setting(50, "passes over the labelled images that are used", ge=1)
     max_steps: int | None = setting(None, "stop after this many steps, if that is less than the epochs", ge=1)
-    batch_size: int = setting(128, "images in a global batch, at most all there are; of triplet P x K instead", ge=2)
+    batch_size: int = setting(
+        128, "images in a global batch, at most all there are (of pairs two for each); of p_by_k P x K instead", ge=2
+    )
     classes_per_batch: int = setting(
-        8, "P: classes in a global batch of a loss that compares images, at most all there are", ge=2
+        8, "P: classes in a global batch of p_by_k and hierarchical, at most all there are", ge=2
     )
     images_per_class: int = setting(8, "K: images of each of these classes", ge=2)
     gradient_clip: float | None = setting(None, "largest norm of the whole gradient", gt=0)
@@ -86,19 +132,69 @@ class Finetune(StageSettings):
             raise ValueError(f"projector_layers: only a pretrained encoder has a projector, {self.encoder} has none")
         if self.encoder == "random" and self.architecture.pretrained:
             raise ValueError("architecture.pretrained: a random encoder has no published weights; say timm:NAME")
-        if self.freeze == "encoder" and not self.loss.has_head:
-            raise ValueError(f"freeze: encoder leaves nothing to train: {self.loss.name} has no head")
+        if self.freeze == "encoder" and not any(loss.has_head for loss in self.losses) and self.projection is None:
+            raise ValueError(f"freeze: encoder leaves nothing to train: {self.loss_name} has no head")
+        self._check_losses()
         return self
+
+    def _check_losses(self) -> None:
+        names = [loss.title for loss in self.losses]
+        if not names:
+            raise ValueError("loss: the list is empty")
+        if len(set(names)) < len(names):
+            raise ValueError(f"loss: {next(name for name in names if names.count(name) > 1)} stands twice")
+        for loss in self.losses:
+            if self.sampler_used not in loss.samplers:
+                raise ValueError(
+                    f"sampler: {loss.title} cannot be trained on batches of {self.sampler_used}; it takes "
+                    f"{' or '.join(loss.samplers)}"
+                )
+        if len({loss.views for loss in self.losses}) > 1:
+            two = next(loss.title for loss in self.losses if loss.views == 2)
+            raise ValueError(
+                f"loss: {two} takes two views of each image and the others one: train them one after another"
+            )
+        if self.sampler_used == "pairs" and self.batch_size % 2:
+            raise ValueError("batch_size: pairs are of two images: take an even number")
+        if (self.sampler_used == "hierarchical") != (self.hierarchy is not None):
+            raise ValueError("hierarchy and sampler: hierarchical go together")
+        if self.negatives_per_batch and self.sampler_used not in ("p_by_k", "hierarchical"):
+            raise ValueError(f"negatives_per_batch: {self.sampler_used} takes them as they come; leave it out")
+        if self.curriculum is not None and self.sampler_used == "pairs":
+            raise ValueError("curriculum: is for classes, not for pairs")
+
+    @property
+    def losses(self) -> tuple[LossSettings, ...]:
+        """What is learned, as a list in any case."""
+        return self.loss if isinstance(self.loss, tuple) else (self.loss,)
+
+    @property
+    def loss_name(self) -> str:
+        """`triplet`, or `triplet+bce`."""
+        return "+".join(loss.title for loss in self.losses)
+
+    @property
+    def sampler_used(self) -> Sampler:
+        """The one that is named, or that of the first loss that is particular about it."""
+        if self.sampler is not None:
+            return self.sampler
+        return next((loss.sampler for loss in self.losses if loss.sampler != "shuffled"), "shuffled")
 
     @property
     def images_per_batch(self) -> int:
-        """Of the global batch, where there are so many."""
-        if self.loss.batches == "plain":
-            return self.batch_size
-        return self.classes_per_batch * self.images_per_class
+        """Of the global batch, where there are so many; counting views."""
+        views = max((loss.views for loss in self.losses), default=1)
+        if self.sampler_used in ("p_by_k", "hierarchical"):
+            return views * (self.classes_per_batch * self.images_per_class + self.negatives_per_batch)
+        return views * self.batch_size
 
     def without_effect(self) -> set[str]:
-        idle = {"batch_size"} if self.loss.batches == "class_balanced" else {"classes_per_batch", "images_per_class"}
+        is_grouped = self.sampler_used in ("p_by_k", "hierarchical")
+        idle = {"batch_size"} if is_grouped else {"classes_per_batch", "images_per_class", "classes_of_one"}
+        if self.sampler_used != "hierarchical":
+            idle |= {"parents_per_batch"}
+        if self.sampler_used != "pairs":
+            idle |= {"positive_share"}
         if self.encoder != "random":
             idle |= {"architecture", "image_size"}
         elif self.views is not None:

@@ -1,0 +1,243 @@
+"""What a supervised training learns from: which images, with which labels, and which of them come when."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from stages.images.pairs import Pairs
+from stages.images.samplers import Balanced, Hierarchical, Then, WithMore
+from stages.images.schedule import Among, ClassBalanced, Schedule, Shuffled
+
+FEW_NAMES = 5
+"""Classes that a message names."""
+
+
+class Unplannable(ValueError):
+    """The images do not make the batches that are asked for."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The samples that are learned from. A sample is an image; mirrored ones may be samples of their own.
+
+    Attributes:
+        positions: int64 [n], of its image in the split.
+        labels: int64 [n], positions in `names`; -1: negative-only.
+        names: of the classes.
+        mirrored: bool [n].
+    """
+
+    positions: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    mirrored: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Samples of each class, int64 [classes]."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.names))
+
+    def only(self, kept: np.ndarray) -> "Labelled":
+        """Some of the samples, bool [n]; classes keep their numbers."""
+        return replace(self, positions=self.positions[kept], labels=self.labels[kept], mirrored=self.mirrored[kept])
+
+
+def label_samples(
+    positions: np.ndarray, labels: np.ndarray, classes: Sequence[str], negative_only: Sequence[str], mirror: bool
+) -> Labelled:
+    """Samples of labelled images, of the classes that they have.
+
+    Args:
+        positions: int64 [n], in the split.
+        labels: int64 [n], positions in `classes`.
+        negative_only: names of classes.
+        mirror: each image is a sample of its class, and mirrored one of another (`NAME, mirrored`).
+
+    Raises:
+        Unplannable: a negative-only class that no image has, or less than two others.
+    """
+    there = [classes[label] for label in np.unique(labels)]
+    unknown = sorted(set(negative_only) - set(there))
+    if unknown:
+        raise Unplannable(f"negative_only: no labelled training image is {unknown[0]!r}")
+    names = tuple(name for name in there if name not in negative_only)
+    if len(names) < 2:
+        raise Unplannable(f"negative_only leaves {len(names)} classes to be told apart; two are needed")
+    numbers = np.full(len(classes), -1, dtype=np.int64)
+    numbers[[classes.index(name) for name in names]] = np.arange(len(names))
+    own = numbers[labels]
+    plain = np.zeros(len(own), dtype=bool)
+    if not mirror:
+        return Labelled(positions, own, names, plain)
+    return Labelled(
+        np.concatenate([positions, positions]),
+        np.concatenate([own, np.where(own < 0, own, own + len(names))]),
+        (*names, *(f"{name}, mirrored" for name in names)),
+        np.concatenate([plain, ~plain]),
+    )
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What is asked for; see stages/settings/finetune.py."""
+
+    sampler: Literal["shuffled", "balanced", "p_by_k", "hierarchical", "pairs"]
+    batch_size: int
+    classes_per_batch: int
+    images_per_class: int
+    parents_per_batch: int
+    positive_share: float
+    negatives_per_batch: int
+    classes_of_one: Literal["repeat", "drop", "negative"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples come when.
+
+    Attributes:
+        samples: those that come at all.
+        schedule: over positions in `samples`.
+        batch_size: of the global batch.
+        repeats: a sample comes at most so often in a batch, and then within so many rows that follow one another.
+        unit: rows that stay on one process: the two of a pair.
+        notes: for the user.
+    """
+
+    samples: Labelled
+    schedule: Schedule
+    batch_size: int
+    repeats: int
+    unit: int
+    notes: tuple[str, ...]
+
+    def rows(self, step: int, rank: int, ranks: int) -> np.ndarray:
+        """Samples of a process's share of a batch, int64 [rows]."""
+        share = self.batch_size // ranks
+        return self.schedule.positions(step)[rank * share : (rank + 1) * share]
+
+    def images(self) -> Schedule:
+        """The same in positions of images in the split."""
+        return Among(self.samples.positions, self.schedule)
+
+
+def plan_batches(seed: int, samples: Labelled, asked: Batches, parents: np.ndarray | None) -> Plan:
+    """Batches of samples.
+
+    Args:
+        parents: int64 [n], the class above of each, for `hierarchical`.
+
+    Raises:
+        Unplannable: they cannot be made; the message says how they could.
+    """
+    if asked.sampler == "pairs":
+        return _plan_pairs(seed, samples, asked)
+    if asked.sampler in ("p_by_k", "hierarchical"):
+        return _plan_groups(seed, samples, asked, parents)
+    notes: list[str] = []
+    if asked.sampler == "balanced":
+        known = samples.only(samples.labels >= 0)
+        if len(known) < len(samples):
+            notes.append(f"balanced: the {len(samples) - len(known):,} negative-only images are left out")
+        schedule: Schedule = Balanced(seed, known.labels, asked.batch_size)
+        return Plan(known, schedule, asked.batch_size, asked.batch_size, 1, tuple(notes))
+    batch_size = min(asked.batch_size, len(samples))
+    if batch_size < asked.batch_size:
+        notes.append(f"batches of {batch_size}: there are no more than {len(samples)} labelled images")
+    return Plan(samples, Shuffled(seed, len(samples), batch_size), batch_size, 1, 1, tuple(notes))
+
+
+def begin_with(seed: int, plan: Plan, asked: Batches, parents: np.ndarray | None, least: int, steps: int) -> Plan:
+    """A curriculum: classes of `least` samples or more for the first `steps`, then all.
+
+    Raises:
+        Unplannable: there are not two such classes.
+    """
+    counts, labels = plan.samples.counts, plan.samples.labels
+    large = (labels >= 0) & (counts[labels.clip(min=0)] >= least)
+    found = int((counts >= least).sum())
+    if found < 2:
+        raise Unplannable(f"curriculum.min_per_class: {found} classes have {least} images or more; two are needed")
+    places = np.flatnonzero(large)
+    first = plan_batches(seed, plan.samples.only(large), asked, None if parents is None else parents[large])
+    if first.batch_size != plan.batch_size:
+        raise Unplannable(
+            f"curriculum.min_per_class: the {found} classes of {least} images or more make batches of "
+            f"{first.batch_size}, and all classes of {plan.batch_size}: make the batches smaller"
+        )
+    note = f"the first {steps:,} steps are of the {found:,} classes with {least} images or more"
+    return replace(plan, schedule=Then(Among(places, first.schedule), steps, plan.schedule), notes=(*plan.notes, note))
+
+
+def _plan_pairs(seed: int, samples: Labelled, asked: Batches) -> Plan:
+    try:
+        schedule = Pairs(seed, samples.labels, asked.batch_size // 2, asked.positive_share)
+    except ValueError as error:
+        raise Unplannable(f"sampler: pairs: {error}") from error
+    note = f"{schedule.positives:,} pairs of one class and {schedule.negatives:,} of two"
+    return Plan(samples, schedule, asked.batch_size, asked.batch_size, 2, (note,))
+
+
+def _plan_groups(seed: int, samples: Labelled, asked: Batches, parents: np.ndarray | None) -> Plan:
+    """P classes with K images each, and a number of negative-only images."""
+    samples, notes = _without_classes_of_one(samples, asked)
+    known = np.flatnonzero(samples.labels >= 0)
+    labels, counts = samples.labels[known], samples.counts[samples.counts > 0]
+    if len(counts) < 2:
+        raise Unplannable(f"{len(counts)} classes have two images or more; two are needed: classes_of_one: repeat")
+    classes, images = min(asked.classes_per_batch, len(counts)), asked.images_per_class
+    if classes < asked.classes_per_batch:
+        notes.append(
+            f"batches of {classes} classes with {images} images each: there are no more than {len(counts)} classes"
+        )
+    few = int((counts < images).sum())
+    if few:
+        notes.append(
+            f"{few} of {len(counts)} classes have fewer than images_per_class = {images} images: a batch repeats "
+            "theirs, in other views"
+        )
+    if asked.sampler == "hierarchical":
+        assert parents is not None
+        try:
+            grouped = Hierarchical(seed, labels, parents[known], classes, images, asked.parents_per_batch)
+        except ValueError as error:
+            raise Unplannable(f"sampler: hierarchical: {error}") from error
+        schedule, batch_size = Among(known, grouped), grouped.batch_size
+    else:
+        schedule, batch_size = Among(known, ClassBalanced(seed, labels, classes, images)), classes * images
+    if asked.negatives_per_batch:
+        rest = np.flatnonzero(samples.labels < 0)
+        if len(rest) < asked.negatives_per_batch:
+            raise Unplannable(
+                f"negatives_per_batch: {asked.negatives_per_batch} is more than the {len(rest)} negative-only images"
+            )
+        negatives = Among(rest, Shuffled(seed, len(rest), asked.negatives_per_batch))
+        return Plan(
+            samples, WithMore(schedule, negatives), batch_size + asked.negatives_per_batch, images, 1, tuple(notes)
+        )
+    return Plan(samples, schedule, batch_size, images, 1, tuple(notes))
+
+
+def _without_classes_of_one(samples: Labelled, asked: Batches) -> tuple[Labelled, list[str]]:
+    """What becomes of classes of a single image, which have no positive but other views of it."""
+    alone = np.flatnonzero(samples.counts == 1)
+    if not len(alone):
+        return samples, []
+    listed = ", ".join(repr(samples.names[label]) for label in alone[:FEW_NAMES])
+    more = f" and {len(alone) - FEW_NAMES:,} more" if len(alone) > FEW_NAMES else ""
+    what = f"{len(alone):,} of {len(samples.counts):,} classes have a single image ({listed}{more})"
+    is_alone = np.isin(samples.labels, alone)
+    if asked.classes_of_one == "drop":
+        return samples.only(~is_alone), [f"{what}: they are left out"]
+    if asked.classes_of_one == "negative":
+        labels = np.where(is_alone, -1, samples.labels)
+        return replace(samples, labels=labels), [f"{what}: they are negative-only"]
+    advice = "classes_of_one: drop leaves them out, negative keeps them as negatives only"
+    return samples, [f"{what}, whose only positives are other views of it; {advice}"]

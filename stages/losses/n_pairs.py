@@ -1,0 +1,44 @@
+"""Supervised InfoNCE: one pair of each class, and the other classes' pairs as negatives."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.losses.figures import distance_figures
+from stages.losses.gather import gather_rows, mean_over_processes, world
+from stages.losses.label_groups import turns_in_groups
+from stages.losses.loss import Loss, Measured, Task
+from stages.losses.pairwise import LEAST_LOG, at_least_one
+
+
+class NPairs(Loss):
+    """N-pair loss (Sohn 2016, equation 6) over cosines at a temperature: each anchor is to find its positive among the
+    positives of all classes of the batch.
+
+    It is what the Keras example "Metric learning for image similarity search" trains (temperature 0.2). The first image
+    of a class in the global batch is its anchor, the second its positive; further ones, and classes of one image, do
+    not count.
+    """
+
+    def __init__(self, task: Task, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
+        rows = F.normalize(embeddings, dim=1)
+        columns, column_labels = gather_rows(rows), gather_rows(labels)
+        turns = turns_in_groups(column_labels)
+        is_positive = (turns == 1) & (column_labels >= 0)
+        own = (labels[:, None] == column_labels) & is_positive  # [N, M], one at most in a row
+        is_anchor = (turns[world()[0] * len(rows) :][: len(rows)] == 0) & own.any(dim=1)
+        similarities = (rows @ columns.T / self.temperature).masked_fill(~is_positive, LEAST_LOG)
+        target = own.to(torch.int64).argmax(dim=1)
+        losses = F.cross_entropy(similarities, target, reduction="none") * is_anchor
+        right = (similarities.detach().argmax(dim=1) == target) & is_anchor
+        sums = torch.stack([losses.sum(), is_anchor.sum().to(losses.dtype), right.sum().to(losses.dtype)])
+        total, pairs, right_pairs = mean_over_processes(sums)
+        figures = {
+            "pair_accuracy": right_pairs.detach() / at_least_one(pairs),
+            "idle": (pairs.detach() == 0).to(total.dtype),
+        }
+        return total / at_least_one(pairs), figures | distance_figures(embeddings, labels)

@@ -1,0 +1,93 @@
+"""Losses that weigh all similarities of an anchor at once."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.losses.loss import Measured, Task
+from stages.losses.mining import PairMining, mine_pairs
+from stages.losses.pairwise import LEAST_LOG, SOFTPLUS_FROM, Pairs, SummedLoss, at_least_one, block_of
+
+
+class MultiSimilarity(SummedLoss):
+    """Multi-similarity loss (Wang et al. 2019, equation 10), the mean over all rows that are labelled:
+
+        log(1 + sum over positives of exp(-alpha (s - base))) / alpha
+        + log(1 + sum over negatives of exp(beta (s - base))) / beta
+
+    Args:
+        alpha, beta: how much hard positives and negatives stand out.
+        base: lambda, the similarity that parts both.
+        mining: see `mine_pairs`; the paper's is `multi_similarity`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        memory: int,
+        memory_start: float,
+        alpha: float,
+        beta: float,
+        base: float,
+        mining: PairMining,
+    ):
+        super().__init__(task, memory, memory_start)
+        self.alpha, self.beta, self.base, self.mining = alpha, beta, base, mining
+
+    def sums(self, pairs: Pairs) -> Tensor:
+        block = block_of(pairs)
+        positive, negative = mine_pairs(self.mining, block, pairs.own, None)
+        above = block.similarities - self.base
+        pulled = _log_one_plus_sum(-self.alpha * above, positive > 0) / self.alpha
+        pushed = _log_one_plus_sum(self.beta * above, negative > 0) / self.beta
+        known = (pairs.labels >= 0).to(above.dtype)
+        return torch.stack([((pulled + pushed) * known).sum(), known.sum(), positive.sum(), negative.sum()])
+
+    def conclude(self, sums: Tensor) -> Measured:
+        total, rows, positives, negatives = sums
+        found = (positives + negatives).detach()
+        figures = {"pairs_per_row": found / at_least_one(rows), "idle": (found == 0).to(total.dtype)}
+        return total / at_least_one(rows), figures
+
+
+class Circle(SummedLoss):
+    """Circle loss (Sun et al. 2020, equation 6, with the weights of equation 5), the mean over rows with both kinds:
+
+        log(1 + sum over negatives of exp(scale a_n (s_n - margin))
+                x sum over positives of exp(-scale a_p (s_p - 1 + margin)))
+
+    a_n = max(0, s_n + margin) and a_p = max(0, 1 + margin - s_p) have no gradient: what is far from where it should be
+    is pulled the more.
+
+    Args:
+        margin: 0 to 1.
+        scale: gamma.
+    """
+
+    def __init__(self, task: Task, memory: int, memory_start: float, margin: float, scale: float):
+        super().__init__(task, memory, memory_start)
+        self.margin, self.scale = margin, scale
+
+    def sums(self, pairs: Pairs) -> Tensor:
+        similarities, positive, negative = block_of(pairs)
+        fixed = similarities.detach()
+        to_negative = self.scale * (fixed + self.margin).clamp_min(0) * (similarities - self.margin)
+        to_positive = -self.scale * (1 + self.margin - fixed).clamp_min(0) * (similarities - 1 + self.margin)
+        usable = positive.any(dim=1) & negative.any(dim=1)
+        exponents = _log_sum(to_negative, negative) + _log_sum(to_positive, positive)
+        losses = F.softplus(exponents, threshold=SOFTPLUS_FROM) * usable
+        return torch.stack([losses.sum(), usable.sum().to(losses.dtype)])
+
+    def conclude(self, sums: Tensor) -> Measured:
+        total, rows = sums
+        return total / at_least_one(rows), {"idle": (rows.detach() == 0).to(total.dtype)}
+
+
+def _log_sum(exponents: Tensor, mask: Tensor) -> Tensor:
+    """log of the sum of exp over what is in the mask: [n, M] -> [n]; LEAST_LOG where that is nothing."""
+    return exponents.masked_fill(~mask, LEAST_LOG).logsumexp(dim=1)
+
+
+def _log_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:
+    """log(1 + sum of exp over what is in the mask): [n, M] -> [n]"""
+    return F.softplus(_log_sum(exponents, mask), threshold=SOFTPLUS_FROM)
