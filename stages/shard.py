@@ -15,6 +15,7 @@ from pipeline.run import Run
 from stages.images.encode import Storage
 from stages.images.index import (
     REJECTED_FILE,
+    describe_attributes,
     describe_groups_and_labels,
     write_index,
     write_summary,
@@ -81,6 +82,7 @@ def shard(run: Run, settings: Shard) -> None:
         storage=storage,
         images_per_shard=settings.images_per_shard,
         folder=run.out,
+        attributes=source.attributes,
     )
     with run.progress(len(source.candidates), "images") as progress:
         packed = list(pack(chunks, settings.workers, progress.advance))
@@ -93,7 +95,8 @@ def shard(run: Run, settings: Shard) -> None:
 
     index = write_index(run.out, [one.rows for one in packed])
     assert len(source.candidates) == sum(one.images for one in packed) + len(rejected), "images were lost"
-    summary = _summary(source, settings, packed) | describe_groups_and_labels(index) | {"near_duplicates": None}
+    summary = _summary(source, settings, packed) | describe_groups_and_labels(index) | describe_attributes(index)
+    summary["near_duplicates"] = None
     if "train" not in summary["splits"]:
         advice = missing or "put some into train/, or say `splits: drawn`"
         raise BadData(f"no image is left for train: {advice}")
@@ -105,6 +108,7 @@ def shard(run: Run, settings: Shard) -> None:
         run.warn(missing)
     _tell_of_window(run, settings, sum((one.window_use for one in packed), WindowUse()))
     _tell_of_groups_and_several_labels(run, index, summary)
+    _tell_of_attributes(run, summary)
     _tell_of_labels_and_splits(run, settings, source, summary)
 
 
@@ -324,6 +328,12 @@ def _tell_of_groups_and_several_labels(run: Run, index: pa.Table, summary: dict[
     if summary["several_labels"]:
         lengths = index["labels"].combine_chunks().value_lengths().to_numpy()
         run.say(f"{(lengths > 1).sum():,} samples have several labels; a sample has {lengths.mean():.1f} on average")
+
+
+def _tell_of_attributes(run: Run, summary: dict[str, Any]) -> None:
+    for name, counts in summary.get("attributes", {}).items():
+        without = f", {counts['missing']:,} samples have none" if counts["missing"] else ""
+        run.say(f"attribute {name}: {counts['distinct']:,} values{without}")
 
 
 def _tell_of_labels_and_splits(run: Run, settings: Shard, source: Source, summary: dict[str, Any]) -> None:

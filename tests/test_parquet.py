@@ -45,7 +45,7 @@ def as_hugging_face(count: int, first: int = 0) -> pa.Array:
     return pa.array([{"bytes": png(first + n), "path": f"p{n // 3}_{n}.png"} for n in range(count)], IMAGE)
 
 
-def read(location: Path, *, splits: Any = None, **columns: str) -> Source:
+def read(location: Path, *, splits: Any = None, **columns: Any) -> Source:
     return read_parquet(location, None, Reading(Columns(**columns), splits=splits))
 
 

@@ -47,7 +47,7 @@ def samples(count: int, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def read(location: Path, *, splits: Any = None, **columns: str) -> Source:
+def read(location: Path, *, splits: Any = None, **columns: Any) -> Source:
     return read_tars(location, IMAGE_SUFFIXES, Reading(Columns(**columns), splits=splits))
 
 

@@ -48,6 +48,16 @@ class Columns(Settings):
     labels: str | None = setting(None, "several classes: `a|b`, or a list; standard: labels")
     split: str | None = setting(None, "train, val or test (or see split_values); standard: split")
     group: str | None = setting(None, "patient, video, burst: stays in one split; standard: group")
+    attributes: tuple[str, ...] = setting(
+        (), "further columns that go along as text, for later stages to ask for; one may be the split or the label too"
+    )
+
+    @field_validator("attributes")
+    @classmethod
+    def _check_attributes(cls, attributes: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in attributes or len(set(attributes)) < len(attributes):
+            raise ValueError("each names a column, once")
+        return attributes
 
 
 class SourceSettings(StageSettings):
