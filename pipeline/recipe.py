@@ -7,7 +7,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -221,11 +221,10 @@ def _locate(
         group = inner
         field = group.model_fields.get(part)
         kinds = {} if field is None else kinds_of(field)
-        annotation = None if field is None else field.annotation
-        if get_origin(annotation) is tuple:
-            annotation = get_args(annotation)[0]
-        if isinstance(annotation, type) and issubclass(annotation, Settings):
-            inner = annotation
+        if field is not None and not kinds:  # itself a group, of a list, or one that may be left out
+            annotations = (field.annotation, *get_args(field.annotation))
+            groups = (one for one in annotations if isinstance(one, type) and issubclass(one, Settings))
+            inner = next(groups, inner)
     return keys, group, kinds
 
 

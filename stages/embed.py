@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import UsageError
 from pipeline.run import Run
 from stages.images import Batch, Shards, open_shards, read_summary
+from stages.images.index import ATTRIBUTE
 from stages.models import Encoder, build_encoder, load_encoder
 from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbone
 from stages.settings.embed import Embed
@@ -56,6 +57,7 @@ def embed(run: Run, settings: Embed) -> None:
     folder = run.input("shards")
     summary = read_summary(folder)
     source = _source(run, settings, summary["statistics"])
+    attributes = {name: f"{ATTRIBUTE}{name}" for name in summary.get("attributes", {})}
     schema = pa.schema(
         {
             "id": pa.int64(),
@@ -64,12 +66,15 @@ def embed(run: Run, settings: Embed) -> None:
             "label": pa.int32(),
             "labels": pa.list_(pa.int32()),
             "group": pa.string(),
+            **dict.fromkeys(attributes.values(), pa.string()),
             "features": pa.list_(pa.float32(), source.dimension),
         }
     )
     counts = {split: entry["samples"] for split, entry in summary["splits"].items()}
     with (
-        pq.ParquetWriter(run.out / "features.parquet", schema, compression="none", use_dictionary=["split"]) as writer,
+        pq.ParquetWriter(
+            run.out / "features.parquet", schema, compression="none", use_dictionary=["split", *attributes.values()]
+        ) as writer,
         run.progress(sum(counts.values()), "images") as progress,
     ):
         for split in counts:
@@ -82,6 +87,7 @@ def embed(run: Run, settings: Embed) -> None:
                     pa.array(shards.labels[part].numpy().astype(np.int32)),
                     pa.array(shards.label_lists[part], schema.field("labels").type),
                     pa.array(shards.group_names[part], pa.string()),
+                    *(pa.array(shards.attribute(name)[part], pa.string()) for name in attributes),
                     pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), source.dimension),
                 ]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))

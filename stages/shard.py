@@ -15,6 +15,7 @@ from pipeline.run import Run
 from stages.images.encode import Storage
 from stages.images.index import (
     REJECTED_FILE,
+    describe_attributes,
     describe_groups_and_labels,
     write_index,
     write_summary,
@@ -34,6 +35,7 @@ from stages.images.splits import draw_splits
 from stages.images.tiles import Tile
 from stages.settings.shard import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Shard
 from stages.sources.candidates import SPLITS, Source, describe_left_out
+from stages.sources.class_splits import draw_classes, take_classes
 from stages.sources.columns import Columns, Reading
 from stages.sources.digits import read_digits
 from stages.sources.folder import read_folder, read_folders
@@ -48,6 +50,14 @@ MAX_OUTSIDE_WINDOW = 0.1
 
 FIRST_REASONS, FIRST_PATHS = 4, 3
 """Of images that cannot be used, where there are too many."""
+
+FIRST_CLASSES = 5
+"""Of those that are named in words."""
+
+AGAINST_TORN_GROUPS = {
+    "image": "draw the splits (`splits: drawn`)",
+    "class": "name their classes in one split (`split_classes`)",
+}
 
 
 def check_settings(settings: Shard) -> None:
@@ -70,7 +80,9 @@ def shard(run: Run, settings: Shard) -> None:
         run.say(note)
     if settings.group_pattern is not None:
         source = group_by_pattern(source, settings.group_pattern)
-    source = check_groups(source, settings.allow_group_in_splits)
+    if settings.split_by == "class":
+        source = _split_by_class(run, source, settings)
+    source = check_groups(source, settings.allow_group_in_splits, AGAINST_TORN_GROUPS[settings.split_by])
     splits = _splits(source, settings, run.seed)
     storage = _storage(settings)
     chunks = make_chunks(
@@ -81,6 +93,7 @@ def shard(run: Run, settings: Shard) -> None:
         storage=storage,
         images_per_shard=settings.images_per_shard,
         folder=run.out,
+        attributes=source.attributes,
     )
     with run.progress(len(source.candidates), "images") as progress:
         packed = list(pack(chunks, settings.workers, progress.advance))
@@ -93,7 +106,8 @@ def shard(run: Run, settings: Shard) -> None:
 
     index = write_index(run.out, [one.rows for one in packed])
     assert len(source.candidates) == sum(one.images for one in packed) + len(rejected), "images were lost"
-    summary = _summary(source, settings, packed) | describe_groups_and_labels(index) | {"near_duplicates": None}
+    summary = _summary(source, settings, packed) | describe_groups_and_labels(index) | describe_attributes(index)
+    summary["near_duplicates"] = None
     if "train" not in summary["splits"]:
         advice = missing or "put some into train/, or say `splits: drawn`"
         raise BadData(f"no image is left for train: {advice}")
@@ -101,10 +115,13 @@ def shard(run: Run, settings: Shard) -> None:
     if settings.near_duplicates:
         write_summary(run.out, summary | {"near_duplicates": _find_near_duplicates(run, settings, summary)})
     _tell(run, source, summary, rejected)
+    if settings.split_by == "class":
+        _tell_of_class_splits(run, summary)
     if missing:
         run.warn(missing)
     _tell_of_window(run, settings, sum((one.window_use for one in packed), WindowUse()))
     _tell_of_groups_and_several_labels(run, index, summary)
+    _tell_of_attributes(run, summary)
     _tell_of_labels_and_splits(run, settings, source, summary)
 
 
@@ -129,6 +146,23 @@ def _read_source(settings: Shard) -> Source:
     return read_digits()
 
 
+def _split_by_class(run: Run, source: Source, settings: Shard) -> Source:
+    """Every image in the split of its class."""
+    if settings.split_classes is None:
+        return draw_classes(source, _fractions(settings), run.seed)
+    divided = take_classes(source, settings.split_classes.model_dump())
+    left_out = sorted({*source.classes} - {*divided.classes})
+    if left_out:
+        names = ", ".join(left_out[:FIRST_CLASSES]) + (", ..." if len(left_out) > FIRST_CLASSES else "")
+        images = len(source.candidates) - len(divided.candidates)
+        run.say(f"split_classes leaves out {len(left_out):,} classes with {images:,} images: {names}")
+    return divided
+
+
+def _fractions(settings: Shard) -> dict[str, float]:
+    return {"test": settings.test_fraction, "val": settings.val_fraction}
+
+
 def _storage(settings: Shard) -> Storage:
     tile = settings.tile
     return Storage(
@@ -144,14 +178,13 @@ def _storage(settings: Shard) -> Storage:
 
 
 def _splits(source: Source, settings: Shard, seed: int) -> list[str]:
-    """The split of each candidate: as given, or drawn."""
+    """The split of each candidate: as given (by its class, with `split_by: class`), or drawn."""
     given = [one.split for one in source.candidates if one.split is not None]
     if given:
         return given
-    fractions = {"test": settings.test_fraction, "val": settings.val_fraction}
     keys = [one.key for one in source.candidates]
     groups = [one.group for one in source.candidates] if source.has_groups else None
-    return draw_splits(keys, _strata(source), fractions, seed, groups)
+    return draw_splits(keys, _strata(source), _fractions(settings), seed, groups)
 
 
 def _strata(source: Source) -> list[str | None]:
@@ -326,10 +359,25 @@ def _tell_of_groups_and_several_labels(run: Run, index: pa.Table, summary: dict[
         run.say(f"{(lengths > 1).sum():,} samples have several labels; a sample has {lengths.mean():.1f} on average")
 
 
+def _tell_of_attributes(run: Run, summary: dict[str, Any]) -> None:
+    for name, counts in summary.get("attributes", {}).items():
+        without = f", {counts['missing']:,} samples have none" if counts["missing"] else ""
+        run.say(f"attribute {name}: {counts['distinct']:,} values{without}")
+
+
+def _tell_of_class_splits(run: Run, summary: dict[str, Any]) -> None:
+    """Say how many classes each split has to itself."""
+    classes = {split: sum(count > 0 for count in part["class_counts"]) for split, part in summary["splits"].items()}
+    parts = ", ".join(f"{split} {count:,}" for split, count in classes.items())
+    run.say(f"classes of the splits, which share none: {parts}")
+    run.count(**{f"{split}_classes": count for split, count in classes.items()})
+
+
 def _tell_of_labels_and_splits(run: Run, settings: Shard, source: Source, summary: dict[str, Any]) -> None:
     """Warn of what a probe would trip over."""
     splits, classes, source_kind = summary["splits"], summary["classes"], summary["source_kind"]
-    if "test" not in splits and any(one.split is not None for one in source.candidates):
+    by_class = settings.split_by == "class"
+    if "test" not in splits and not by_class and any(one.split is not None for one in source.candidates):
         run.warn("no test split: a probe needs one (probe test_split: val, or splits: drawn)")
     if all(one.split is None for one in source.candidates):
         units = "images" if summary["groups"] is None else "groups"
@@ -340,7 +388,7 @@ def _tell_of_labels_and_splits(run: Run, settings: Shard, source: Source, summar
     if classes and unlabelled:
         where = "lie in no class folder and " if source_kind == "folder" else ""
         run.warn(f"{unlabelled:,} images {where}have no label")
-    for split in ("val", "test"):
+    for split in () if by_class else ("val", "test"):
         counts = splits[split]["class_counts"] if split in splits else []
         lacking = [
             name
@@ -348,5 +396,5 @@ def _tell_of_labels_and_splits(run: Run, settings: Shard, source: Source, summar
             if count and not in_train
         ]
         if lacking:
-            names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            names = ", ".join(lacking[:FIRST_CLASSES]) + (", ..." if len(lacking) > FIRST_CLASSES else "")
             run.warn(f"{len(lacking):,} classes are in {split} but not in train: {names}")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from conftest import RunStage
 from PIL import Image
 
-from stages.evaluation import read_features
+from stages.evaluation import FeatureFile, read_features
 from stages.images import open_shards
 from stages.models import UnusableBackbone, build_encoder, load_encoder
 from stages.views import evaluation_view
@@ -97,6 +98,33 @@ def test_groups_and_several_labels_go_along(run_stage: RunStage, shards: Path) -
     numbers = features.groups.tolist()
     assert numbers[:5] == [0, numbers[1], 0, numbers[3], 1]
     assert len(set(numbers)) == 2 + 12
+
+
+def test_attributes_go_along(run_stage: RunStage, shards: Path, tmp_path: Path) -> None:
+    """In parts that are smaller than a split, and only where there are any."""
+    keys = [key for split in ("train", "test") for key in open_shards(shards, split).keys]
+    hands = [None if number % 5 == 0 else f"hand {number % 3}" for number in range(30)]
+    rows = [f"images/{key},{key.split('/')[0]},{hand or ''}" for key, hand in zip(keys, hands, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,split,drawn_by", *rows]) + "\n")
+    columns = {"attributes": ["drawn_by", "split"]}
+    drawn = run_stage("shard", {"source": f"csv:{tmp_path / 'table.csv'}", "columns": columns})
+    settings = {"encoder": "pixels", "image_size": 8, "batch_size": 4}
+    with_them, without = (run_stage("embed", settings, {"shards": one}) for one in (drawn, shards))
+    table = pq.read_table(with_them / "features.parquet")
+    assert [f"images/{key}" for key in keys] == table["key"].to_pylist()
+    assert table["attribute.drawn_by"].to_pylist() == hands
+    file = FeatureFile(with_them)
+    assert file.attribute("drawn_by") == hands
+    assert file.attribute("split") == table["split"].to_pylist()
+    message = f"{file.path} has no attribute 'kind'; it has drawn_by, split: name it in columns.attributes of the stage"
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        file.attribute("kind")
+    assert getattr(caught.value, "exit_code", None) == 2
+    plain = pq.read_table(without / "features.parquet")
+    assert table.drop_columns(["attribute.drawn_by", "attribute.split"]).column_names == plain.column_names
+    assert table["features"].equals(plain["features"])
+    with pytest.raises(ValueError, match="it has none: name it"):
+        FeatureFile(without).attribute("drawn_by")
 
 
 def test_features_of_an_older_version_are_refused(run_stage: RunStage, shards: Path) -> None:

@@ -45,7 +45,7 @@ def as_hugging_face(count: int, first: int = 0) -> pa.Array:
     return pa.array([{"bytes": png(first + n), "path": f"p{n // 3}_{n}.png"} for n in range(count)], IMAGE)
 
 
-def read(location: Path, *, splits: Any = None, **columns: str) -> Source:
+def read(location: Path, *, splits: Any = None, **columns: Any) -> Source:
     return read_parquet(location, None, Reading(Columns(**columns), splits=splits))
 
 
@@ -125,6 +125,31 @@ def test_bytes_come_before_paths_where_neither_is_named(tmp_path: Path):
     assert [one.key for one in read(path, image="path").candidates] == ["a.png", "b.png"]
 
 
+def test_attributes_are_text_and_classes_their_names(tmp_path: Path):
+    columns = {
+        "label": pa.array([0, 2, -1, 1]),
+        "marks": pa.array([[0, 1], [], [1], None]),
+        "price": pa.array([1.5, 2.0, None, float("nan")]),
+        "is_old": pa.array([True, False, None, True]),
+        "note": pa.array(["a ", "", None, "b"]).dictionary_encode(),
+        "a.b": pa.array([1, 2, 3, 4]),
+    }
+    path = write(tmp_path / "t.parquet", as_hugging_face(4), **columns)
+    source = read(path, attributes=tuple(columns))
+    assert [one.labels for one in source.candidates] == [("cat",), ("eel",), (), ("dog",)]
+    assert source.attributes == ("label", "marks", "price", "is_old", "note", "a.b")
+    assert [one.attributes for one in source.candidates] == [
+        ("cat", "x|y", "1.5", "true", "a", "1"),
+        ("eel", None, "2", "false", None, "2"),
+        (None, "y", None, None, None, "3"),
+        ("dog", None, None, "true", "b", "4"),
+    ]
+    with pytest.raises(SourceError, match=r"no column 'by' \(columns.attributes\); its columns are: image, label"):
+        read(path, attributes=("by",))
+    with pytest.raises(SourceError, match=r"'image' holds bytes, and is no attribute \(columns.attributes\)"):
+        read(path, attributes=("label", "image"))
+
+
 def test_several_files_may_be_splits(tmp_path: Path):
     for split in ("train", "validation", "test"):
         write(tmp_path / f"data/{split}-00000-of-00001.parquet", as_hugging_face(2))
@@ -167,10 +192,11 @@ def test_a_dataset_of_hugging_face_becomes_shards(tmp_path: Path, run_stage: Run
     write(tmp_path / "train-0.parquet", as_hugging_face(24), label=labels)
     write(tmp_path / "test-0.parquet", as_hugging_face(6, 100), label=labels[:6])
     settings = {"source": f"parquet:{tmp_path}", "group_pattern": r"/(p\d+)_", "allow_group_in_splits": True}
-    files = run_stage("shard", settings)
+    files = run_stage("shard", settings | {"columns": {"attributes": ["label"]}})
     train, test = open_shards(files, "train"), open_shards(files, "test")
     assert train.classes == ["cat", "dog"]
     assert sorted(int(train[n].image[0, 0, 0]) for n in range(24)) == list(range(24))
     assert sorted(int(test[n].image[0, 0, 0]) for n in range(6)) == list(range(100, 106))
     assert np.array_equal(train.labels, [int(key.rpartition("_")[2][:-4]) % 2 for key in train.keys])
     assert len(train.groups.unique()) == 8
+    assert train.attribute("label") == [train.classes[label] for label in train.labels.tolist()]

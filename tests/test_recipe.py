@@ -176,6 +176,12 @@ def test_overrides_have_one_form(tmp_path: Path) -> None:
             "simclr.smaller_views=[{share: 0.5, image_sise: 16}]",
             "simclr.smaller_views.0.image_sise: no such setting (did you mean image_size?); allowed: share, image_size",
         ),
+        ("shards.tile={stride: 8}", "shards.tile.size: is missing (height and width of a tile"),
+        (
+            "shards.tile={size: 8, strid: 8}",
+            "tile.strid: no such setting (did you mean stride?); allowed: size",
+        ),
+        ("shards.split_classes={trian: [a]}", "shards.split_classes.train: is missing (classes of train"),
         ("simclr.smaller_views=[{share: 0.5}]", "simclr.smaller_views.0.image_size: is missing (height and width of"),
     ],
 )

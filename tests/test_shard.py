@@ -309,6 +309,19 @@ def test_a_wrong_source_is_told_in_words():
         ({"source": "csv:a", "split_values": {"x": "dev"}}, "Input should be 'train', 'val' or 'test'"),
         ({"source": "csv:a", "columns": {"label": "x", "labels": "y"}}, "name one of them"),
         ({"source": "csv:a", "columns": {"group": "x"}, "group_pattern": "y"}, "name one of them"),
+        ({"source": "csv:a", "columns": {"attributes": ["x", "x"]}}, "each names a column, once"),
+        ({"source": "csv:a", "columns": {"attributes": [""]}}, "each names a column, once"),
+        ({"source": "folder:a", "columns": {"attributes": ["x"]}}, "columns is for csv:, parquet:, wds: and not for"),
+        ({"source": "torchvision:CIFAR10", "columns": {"attributes": ["x"]}}, "columns is for .* and not for torchvis"),
+        ({"source": "folder:a", "split_by": "class", "splits": "given"}, "both say what the splits are: leave one out"),
+        ({"source": "folder:a", "split_by": "class", "labels": "none"}, "one label an image, which labels: none does"),
+        ({"source": "csv:a", "split_by": "class", "columns": {"labels": "x"}}, "which columns.labels does not give"),
+        ({"source": "folder:a", "split_classes": {"train": ["a"]}}, "say `split_by: class` with it"),
+        ({"source": "folder:a", "split_by": "class", "split_classes": {"train": []}}, "at least 1 item"),
+        (
+            {"source": "folder:a", "split_by": "class", "split_classes": {"train": ["a", "b"], "test": ["a"]}},
+            "a class is in one split, and 'a' is named twice",
+        ),
         ({"source": "folder:a", "group_pattern": "(a"}, "no regular expression .*unterminated subpattern"),
     ],
 )
@@ -321,3 +334,14 @@ def test_where_files_lie_does_not_count_and_how_they_are_read_does():
     kept = hashed_subset(Shard.model_validate({"source": "csv:a", "images_root": "b"}))
     assert not {"source", "images_root", "download_folder", "workers"} & kept.keys()
     assert {"columns", "split_values", "group_pattern", "allow_group_in_splits", "splits", "labels"} <= kept.keys()
+    assert {"split_by", "split_classes", "val_fraction", "test_fraction"} <= kept.keys()
+
+
+def test_where_classes_are_named_neither_seed_nor_fractions_count():
+    drawn = {"source": "folder:a", "split_by": "class"}
+    assert Shard.model_validate(drawn).depends_on_seed()
+    named = Shard.model_validate(drawn | {"split_classes": {"train": ("a",), "test": ("b",)}})
+    assert not named.depends_on_seed()
+    kept = hashed_subset(named)
+    assert kept["split_classes"] == {"train": ["a"], "val": [], "test": ["b"]}
+    assert not {"val_fraction", "test_fraction"} & kept.keys()

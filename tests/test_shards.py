@@ -440,25 +440,33 @@ def test_parts_joined_are_the_tar(tmp_path: Path, length: int):
     images = [(b"broken", None), *mixed_images(), (b"broken", None)]
     for place in (4, 11, 12):
         images[place] = b"", None
-    candidates = [Candidate(f"{number:03d}", content) for number, (content, _) in enumerate(images)]
+    candidates = [
+        Candidate(f"{number:03d}", content, attributes=(f"v{number % 7}" if number % 3 else None, str(number)))
+        for number, (content, _) in enumerate(images)
+    ]
     labels: list[tuple[int, ...]] = [() if number % 4 == 0 else (number % 4 - 1,) for number in range(len(images))]
-    chunk = Chunk(tmp_path / "train-000000.tar", "train", 70, candidates, labels, None, STORAGE)
+    path = tmp_path / "train-000000.tar"
+    chunk = Chunk(path, "train", 70, candidates, labels, None, STORAGE, ("by", "number"))
     whole = pack_chunk(chunk, lambda count: None)
     content = chunk.path.read_bytes()
     chunk.path.unlink()
     joined = join(chunk, [pack_chunk(part, lambda count: None) for part in cut(chunk, length)])
     assert chunk.path.read_bytes() == content
     assert joined.rows.equals(whole.rows)
+    values = {one.key: one.attributes for one in candidates}
+    columns = (joined.rows[name].to_pylist() for name in ("key", "attribute.by", "attribute.number"))
+    assert all((by, number) == values[key] for key, by, number in zip(*columns, strict=True))
     assert (joined.rejected, joined.sums, joined.copied) == (whole.rejected, whole.sums, whole.copied)
     assert len(joined.rejected) == 5
     assert list(tmp_path.iterdir()) == [chunk.path]
 
 
 def test_parts_without_a_readable_image_leave_no_tar(tmp_path: Path):
-    candidates = [Candidate(str(number), b"") for number in range(3)]
-    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, candidates, [()] * 3, None, STORAGE)
+    candidates = [Candidate(str(number), b"", attributes=("x",)) for number in range(3)]
+    chunk = Chunk(tmp_path / "train-000000.tar", "train", 0, candidates, [()] * 3, None, STORAGE, ("by",))
     joined = join(chunk, [pack_chunk(part, lambda count: None) for part in cut(chunk, 2)])
     assert (joined.rows.num_rows, len(joined.rejected)) == (0, 3)
+    assert joined.rows.column_names[-1] == "attribute.by"
     assert list(tmp_path.iterdir()) == []
 
 

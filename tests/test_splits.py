@@ -2,10 +2,12 @@
 
 from collections import Counter, defaultdict
 
+import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.images.splits import draw_splits
+from stages.images.splits import TooFewClasses, draw_class_splits, draw_splits
 
 class_lists = st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=200)
 
@@ -120,3 +122,63 @@ def test_singletons_are_drawn_as_without_groups():
     fractions = {"test": 0.23, "val": 0.11}
     drawn = Counter(zip(classes, draw_splits(keys, classes, fractions, 1, keys), strict=True))
     assert drawn == Counter(zip(classes, draw_splits(keys, classes, fractions, 1), strict=True))
+
+
+# Whole classes
+
+
+def naive_class_splits(names: list[str], test: float, val: float, seed: int) -> dict[str, str]:
+    """Rank all by the hash of seed and name, and deal from the front."""
+    waiting = sorted(names, key=lambda name: xxhash.xxh3_64_intdigest(name.encode(), seed=seed))
+    found = {}
+    if test > 0:
+        count = max(1, round(test * len(names)))
+        while len(waiting) - count < (2 if val > 0 else 1):
+            count -= 1
+        for _ in range(count):
+            found[waiting.pop(0)] = "test"
+    if val > 0:
+        count = max(1, round(val * len(names)))
+        while len(waiting) - count < 1:
+            count -= 1
+        for _ in range(count):
+            found[waiting.pop(0)] = "val"
+    return found | dict.fromkeys(waiting, "train")
+
+
+@given(st.integers(0, 60), st.floats(0, 0.5), st.floats(0, 0.49), st.integers(0, 2**64 - 1))
+def test_classes_are_dealt_as_defined(count: int, test: float, val: float, seed: int):
+    names = [f"class {number}" for number in range(count)]
+    wanted = {"train"} | {split for split, share in (("test", test), ("val", val)) if share > 0}
+    if count < len(wanted):
+        with pytest.raises(TooFewClasses, match=f"of {count} classes: each split has one at least"):
+            draw_class_splits(names, {"test": test, "val": val}, seed)
+        return
+    splits = draw_class_splits(names, {"test": test, "val": val}, seed)
+    assert splits == naive_class_splits(names, test, val, seed)
+    assert splits == draw_class_splits(names[::-1], {"test": test, "val": val}, seed)
+    assert set(splits.values()) == wanted
+
+
+def test_the_seed_draws_the_classes():
+    names = [f"class {number}" for number in range(20)]
+    drawn = draw_class_splits(names, {"test": 0.2, "val": 0.1}, 7)
+    assert Counter(drawn.values()) == {"train": 14, "test": 4, "val": 2}
+    assert drawn != draw_class_splits(names, {"test": 0.2, "val": 0.1}, 8)
+
+
+def test_more_classes_leave_the_others_in_their_order():
+    names = [f"class {number}" for number in range(110)]
+    fewer = draw_class_splits(names[:100], {"test": 0.2, "val": 0.2}, 1)
+    more = draw_class_splits(names, {"test": 0.2, "val": 0.2}, 1)
+    places = ("test", "val", "train")
+    order = sorted(names[:100], key=lambda name: (places.index(fewer[name]), places.index(more[name])))
+    assert [places.index(more[name]) for name in order] == sorted(places.index(more[name]) for name in order)
+    assert sum(fewer[name] != more[name] for name in names[:100]) <= 8
+
+
+def test_small_shares_of_few_classes_are_one_class():
+    drawn = Counter(draw_class_splits(["a", "b", "c"], {"test": 0.01, "val": 0.6}, 0).values())
+    assert drawn == {"train": 1, "test": 1, "val": 1}
+    assert Counter(draw_class_splits(["a", "b", "c"], {"test": 0.49, "val": 0.49}, 0).values()) == drawn
+    assert Counter(draw_class_splits(list("abcdefgh"), {"test": 0.9}, 0).values()) == {"train": 1, "test": 7}

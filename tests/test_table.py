@@ -1,6 +1,7 @@
 """CSV files that name images: columns, labels, splits, groups, and what is wrong with them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from pipeline.errors import BadData
 from pipeline.provenance import fingerprint
 from stages.images import open_shards
+from stages.images.index import NoSuchAttribute
 from stages.settings.shard import Shard
 from stages.sources.candidates import Source, SourceError
 from stages.sources.columns import Columns, Reading
@@ -92,11 +94,28 @@ def test_an_image_that_two_rows_name_is_two_samples(tmp_path: Path):
     assert source.remarks[0].startswith("1 rows name an image that another row named before, the first: a.jpg")
 
 
+def test_attributes_go_along_as_text(tmp_path: Path):
+    lines = ["path,class,by,split,note", "b.jpg,1,noto,test, x ", "a.jpg,2,,train,", "c.jpg,1,fluent,train,a|b"]
+    source = read(table(tmp_path, *lines), attributes=("by", "split", "class", "note"))
+    assert source.attributes == ("by", "split", "class", "note")
+    assert [(one.key, one.labels, one.split, one.attributes) for one in source.candidates] == [
+        ("a.jpg", ("2",), "train", (None, "train", "2", None)),
+        ("b.jpg", ("1",), "test", ("noto", "test", "1", "x")),
+        ("c.jpg", ("1",), "train", ("fluent", "train", "1", "a|b")),
+    ]
+    assert source.notes == (
+        "columns: image path, label class, split split, attribute by, attribute split, attribute class, attribute note",
+    )
+    assert read(table(tmp_path, *lines)).attributes == ()
+
+
 WRONG = {
     "empty": ([""], {}, "is empty"),
     "no rows": (["path,label"], {}, "has a header and no rows"),
     "no header": (["1.jpg,cat", "2.jpg,dog"], {}, "no column that is known to hold images .*columns are: 1.jpg, cat"),
     "missing column": (["path,label", "a,b"], {"group": "who"}, r"no column 'who' \(columns.group\).*path, label"),
+    "missing attribute": (["path,by", "a,b"], {"attributes": ("by", "who")},
+                          r"no column 'who' \(columns.attributes\); its columns are: path, by"),
     "two of a name": (["path,label,path", "a,b,c"], {}, "two columns of the name 'path'"),
     "label and labels": (["path,label,labels", "a,b,c"], {}, "'label' and a column 'labels': name the one to take"),
     "row of another length": (["path,label", "a,b", "a"], {}, "line 3: 1 cells instead of the header's 2"),
@@ -106,7 +125,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("lines", "columns", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_one_line(tmp_path: Path, lines: list[str], columns: dict[str, str], message: str):
+def test_what_is_wrong_is_one_line(tmp_path: Path, lines: list[str], columns: dict[str, Any], message: str):
     path = table(tmp_path, *lines) if lines != [""] else tmp_path / "table.csv"
     path.touch()
     with pytest.raises(SourceError, match=message) as error:
@@ -194,6 +213,40 @@ def test_a_table_with_groups_becomes_shards(tmp_path: Path, run_stage: RunStage,
     assert not groups["train"] & groups["test"]
     assert parts["train"].has_groups
     assert len(parts["train"].groups.unique()) == 8
+
+
+def test_attributes_come_through(tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]):
+    """Whatever order, split and rejection do to the rows; without them the index has no such column."""
+    lines = ["path,label,by,kind"]
+    for number in range(20):
+        picture(tmp_path / f"{number}.png", number)
+        lines.append(f"{number}.png,{number % 2},{'pqr'[number % 3]},{'' if number < 5 else number // 5}")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    settings = {"source": f"csv:{table(tmp_path, *lines)}", "test_fraction": 0.3, "max_rejected": 0.1}
+    files = run_stage("shard", settings | {"columns": {"attributes": ["by", "kind"]}})
+    said = capsys.readouterr().err
+    assert "attribute by: 3 values\n" in said
+    assert "attribute kind: 3 values, 4 samples have none\n" in said
+    facts = json.loads((files / "shards.json").read_text())
+    assert facts["attributes"] == {"by": {"distinct": 3, "missing": 0}, "kind": {"distinct": 3, "missing": 4}}
+    for split, count in (("train", 13), ("test", 6)):
+        shards = open_shards(files, split)
+        numbers = [int(key.removesuffix(".png")) for key in shards.keys]
+        assert len(numbers) == count
+        assert shards.attributes == ("by", "kind")
+        assert shards.attribute("by") == ["pqr"[number % 3] for number in numbers]
+        assert shards.attribute("kind") == [None if number < 5 else str(number // 5) for number in numbers]
+        message = f"{files} has no attribute 'color'; it has by, kind: name it in columns.attributes of the stage shard"
+        with pytest.raises(NoSuchAttribute, match=re.escape(message)) as error:
+            shards.attribute("color")
+        assert (error.value.exit_code, isinstance(error.value, ValueError)) == (2, True)
+    plain = run_stage("shard", settings)
+    assert pq.read_schema(plain / "index.parquet").names == [
+        name for name in pq.read_schema(files / "index.parquet").names if name not in ("attribute.by", "attribute.kind")
+    ]
+    assert facts.keys() - json.loads((plain / "shards.json").read_text()).keys() == {"attributes"}
+    with pytest.raises(NoSuchAttribute, match="it has none: name it in"):
+        open_shards(plain, "train").attribute("by")
 
 
 def test_several_labels_come_through(tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str]):

@@ -47,7 +47,7 @@ def samples(count: int, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def read(location: Path, *, splits: Any = None, **columns: str) -> Source:
+def read(location: Path, *, splits: Any = None, **columns: Any) -> Source:
     return read_tars(location, IMAGE_SUFFIXES, Reading(Columns(**columns), splits=splits))
 
 
@@ -96,6 +96,30 @@ def test_fields_may_be_named(tmp_path: Path):
         "fields: image right.png, labels json.about.kinds, split json.about.part, group json.patient; not used: "
         "cls, left.jpg, txt",
     )
+
+
+def test_attributes_are_fields_and_places_in_json(tmp_path: Path):
+    part = samples(3)
+    del part[1]["txt"]
+    path = write(tmp_path / "a.tar", part)
+    names = ("json.patient", "txt", "json.about.kinds", "cls")
+    source = read(path, attributes=names)
+    assert source.attributes == names
+    assert [(one.labels, one.attributes) for one in source.candidates] == [
+        (("0",), ("p0", "a caption", None, "0")),
+        (("1",), ("p0", None, "x|y", "1")),
+        (("0",), ("p0", "a caption", "x|y", "0")),
+    ]
+    assert source.notes == (
+        "fields: image left.jpg, label cls, attribute json.patient, attribute txt, attribute json.about.kinds, "
+        "attribute cls; not used: json.about.part, right.png",
+    )
+    with pytest.raises(SourceError, match=r"no sample has a field 'who' \(columns.attributes\)"):
+        read(path, attributes=("who",))
+    with pytest.raises(SourceError, match=r"no sample has a value at 'json.pateint' \(columns.attributes\)"):
+        read(path, attributes=("txt", "json.pateint"))
+    with pytest.raises(SourceError, match=r"field 'right.png' is an image, and no attribute \(columns.attributes\)"):
+        read(path, attributes=("right.png",))
 
 
 def test_what_may_be_a_label_and_is_not_used_is_said(tmp_path: Path):
@@ -213,7 +237,7 @@ def test_how_many_there_are_is_told_from_the_first_tar(tmp_path: Path):
 def test_tars_from_elsewhere_become_shards(tmp_path: Path, run_stage: RunStage):
     write(tmp_path / "tars/train-000.tar", samples(8))
     write(tmp_path / "tars/test-000.tar", samples(4, 100))
-    columns = {"image": "left.jpg", "group": "json.patient"}
+    columns = {"image": "left.jpg", "group": "json.patient", "attributes": ["json.patient"]}
     files = run_stage("shard", {"source": f"wds:{tmp_path}/tars", "columns": columns, "allow_group_in_splits": True})
     facts = json.loads((files / "shards.json").read_text())
     assert (facts["copied"], facts["source_kind"], facts["groups"]) == (12, "wds", 2)
@@ -222,3 +246,5 @@ def test_tars_from_elsewhere_become_shards(tmp_path: Path, run_stage: RunStage):
     assert [int(test[n].image[0, 0, 0]) for n in range(4)] == list(range(100, 104))
     assert train.labels.tolist() == [0, 1] * 4
     assert [len(train.groups.unique()), len(test.groups.unique())] == [2, 1]
+    assert train.attribute("json.patient") == train.group_names == ["p0"] * 4 + ["p1"] * 4
+    assert facts["attributes"] == {"json.patient": {"distinct": 2, "missing": 0}}

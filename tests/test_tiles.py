@@ -159,6 +159,21 @@ def test_bytes_do_not_depend_on_processes(folder: Path, run_stage: RunStage, mon
     assert "train-000000.tar" in digests[0]
 
 
+def test_tiles_have_the_attributes_of_their_image(folder: Path, run_stage: RunStage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packing_processes, "PROCESSES_FROM", 0)
+    monkeypatch.setattr(packing_processes._Work, "take_back", lambda work: False)  # they go to another process and back
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))]
+    rows = [f"{name},{name.split('/')[0]},scanner {number}" for number, name in enumerate(names)]
+    (folder / "table.csv").write_text("\n".join(["path,split,scanner", *rows]) + "\n")
+    settings = SETTINGS | {"source": f"csv:{folder}/table.csv", "workers": 2}
+    files = run_stage("shard", settings | {"columns": {"attributes": ["scanner"]}})
+    for split in ("train", "test"):
+        shards = open_shards(files, split)
+        assert len(shards) > 10
+        parents = [key.partition("#")[0] for key in shards.keys]
+        assert shards.attribute("scanner") == [f"scanner {names.index(parent)}" for parent in parents]
+
+
 def test_names_in_the_tar_are_unique(folder: Path, run_stage: RunStage):
     files = run_stage("shard", {"source": f"folder:{folder}", **SETTINGS})
     with tarfile.open(files / "train-000000.tar") as tar:

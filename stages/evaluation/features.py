@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.images.index import ATTRIBUTE, NoSuchAttribute
+
 BLOCK_NUMBERS = 4_000_000
 """Feature values that are in memory at once."""
 COLUMNS = ("id", "split", "label", "labels", "group")
@@ -75,6 +77,18 @@ class FeatureFile:
     def label_lists(self) -> list[list[int]]:
         """All labels of each sample, [N]."""
         return pq.read_table(self.path, columns=["labels"])["labels"].to_pylist()
+
+    def attribute(self, name: str) -> list[str | None]:
+        """A further column of the source (`columns.attributes` of the stage shard), [N]; None without a value.
+
+        Raises:
+            NoSuchAttribute: lists those that there are.
+        """
+        columns = pq.read_schema(self.path).names
+        present = [one.removeprefix(ATTRIBUTE) for one in columns if one.startswith(ATTRIBUTE)]
+        if name not in present:
+            raise NoSuchAttribute(self.path, name, present)
+        return pq.read_table(self.path, columns=[f"{ATTRIBUTE}{name}"])[f"{ATTRIBUTE}{name}"].to_pylist()
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Rows of the file that belong to a split."""

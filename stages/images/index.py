@@ -14,6 +14,8 @@ SUMMARY_FILE = "shards.json"
 REJECTED_FILE = "rejected.jsonl"
 FORMAT = 1
 NO_LABEL = -1
+ATTRIBUTE = "attribute."
+"""Before the name of an attribute: its column, of text, in the index and beside features."""
 
 SCHEMA = pa.schema(
     [
@@ -40,6 +42,18 @@ class DamagedShard(Exception):
     exit_code = 4
 
 
+class NoSuchAttribute(ValueError):
+    """Images have no attribute of that name."""
+
+    exit_code = 2
+
+    def __init__(self, where: Path, name: str, present: Iterable[str]):
+        listed = ", ".join(present) or "none"
+        super().__init__(
+            f"{where} has no attribute {name!r}; it has {listed}: name it in columns.attributes of the stage shard"
+        )
+
+
 class Row(NamedTuple):
     """A sample in the index.
 
@@ -53,6 +67,7 @@ class Row(NamedTuple):
         group: what the sample shares with others of its patient, video or parent image; None where none is declared.
         height, width: in pixels.
         xxh3: 64-bit hash of the image's bytes.
+        attributes: what else is known of the image, text or None, a value for each name that `rows_table` is given.
     """
 
     split: str
@@ -67,12 +82,15 @@ class Row(NamedTuple):
     height: int
     width: int
     xxh3: int
+    attributes: Sequence[str | None] = ()
 
 
-def rows_table(rows: Sequence[Row]) -> pa.Table:
-    """The rows as a table, still without ids."""
-    columns = zip(*rows, strict=True) if rows else [[] for _ in Row._fields]
-    schema = pa.schema([SCHEMA.field(name) for name in Row._fields])
+def rows_table(rows: Sequence[Row], attributes: Sequence[str] = ()) -> pa.Table:
+    """The rows as a table, still without ids, with a column for each of these attributes."""
+    *columns, values = zip(*rows, strict=True) if rows else [()] * len(Row._fields)
+    columns += zip(*values, strict=True) if rows else [()] * len(attributes)
+    names = [*Row._fields[:-1], *(f"{ATTRIBUTE}{name}" for name in attributes)]
+    schema = pa.schema([_field(name) for name in names])
     return pa.table(
         [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
     )
@@ -85,10 +103,21 @@ def describe_groups_and_labels(index: pa.Table) -> dict[str, Any]:
     return {"groups": groups or None, "several_labels": any((lengths > 1).any() for lengths in labels)}
 
 
+def describe_attributes(index: pa.Table) -> dict[str, Any]:
+    """For shards.json, of all splits: how many values each attribute has, and how many samples none; empty without."""
+    columns = {name.removeprefix(ATTRIBUTE): index[name] for name in index.column_names if name.startswith(ATTRIBUTE)}
+    found = {
+        name: {"distinct": len(column.drop_null().unique()), "missing": column.null_count}
+        for name, column in columns.items()
+    }
+    return {"attributes": found} if found else {}
+
+
 def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:
     """Number all rows in the order given, and write them; returns the index."""
     rows = pa.concat_tables(tables)
-    index = rows.add_column(0, SCHEMA.field("id"), pa.array(np.arange(rows.num_rows))).cast(SCHEMA)
+    schema = pa.schema([SCHEMA.field("id"), *(_field(name) for name in rows.column_names)])
+    index = rows.add_column(0, schema.field("id"), pa.array(np.arange(rows.num_rows))).cast(schema)
     pq.write_table(index, folder / INDEX_FILE, compression="zstd")
     return index
 
@@ -97,9 +126,10 @@ def read_index(folder: Path, split: str, columns: Sequence[str] | None = None) -
     """The rows of a split.
 
     Args:
-        columns: those that are wanted, all by default. Names of shards and formats then come as dictionaries.
+        columns: those that are wanted, all but attributes by default. Names of shards and formats then come as
+            dictionaries.
     """
-    fields = SCHEMA if columns is None else [_as_dictionary(SCHEMA.field(name)) for name in columns]
+    fields = SCHEMA if columns is None else [_as_dictionary(_field(name)) for name in columns]
     repeated = [field.name for field in fields if pa.types.is_dictionary(field.type)]
     try:
         return pq.read_table(
@@ -111,6 +141,11 @@ def read_index(folder: Path, split: str, columns: Sequence[str] | None = None) -
         )
     except (OSError, pa.ArrowInvalid) as error:
         raise DamagedShard(f"cannot read {folder / INDEX_FILE}: {error}") from error
+
+
+def _field(name: str) -> pa.Field:
+    """Of the index, by name of the column."""
+    return pa.field(name, pa.string()) if name.startswith(ATTRIBUTE) else SCHEMA.field(name)
 
 
 def _as_dictionary(field: pa.Field) -> pa.Field:

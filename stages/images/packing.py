@@ -56,6 +56,7 @@ class Chunk:
         first_number: number of the first candidate; numbers are the keys in the tar.
         labels: of each candidate: increasing positions in the list of classes, none without a label.
         root: folder that the candidates' files are relative to.
+        attributes: names of those that candidates have.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Chunk:
     labels: list[tuple[int, ...]]
     root: Path | None
     storage: Storage
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def make_chunks(
     storage: Storage,
     images_per_shard: int,
     folder: Path,
+    attributes: tuple[str, ...] = (),
 ) -> list[Chunk]:
     """Cut the candidates, split by split, into the work of single tars in `folder`.
 
@@ -158,6 +161,7 @@ def make_chunks(
         candidates: sorted by key.
         splits: of each candidate.
         classes: sorted names; a label is a position in them.
+        attributes: names of those that candidates have.
     """
     label_of = {name: label for label, name in enumerate(classes)}
     chunks = []
@@ -168,7 +172,7 @@ def make_chunks(
             part = members[start : start + images_per_shard]
             labels = [tuple(sorted({label_of[name] for name in one.labels})) for one in part]
             path = folder / f"{split}-{shard:06d}.tar"
-            chunks.append(Chunk(path, split, number, part, labels, root, storage))
+            chunks.append(Chunk(path, split, number, part, labels, root, storage, attributes))
             number += len(part)
     return chunks
 
@@ -204,7 +208,8 @@ def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
     advance(len(chunk.candidates) - told)
     if not rows:
         chunk.path.unlink()
-    return Packed(chunk, rows_table(rows), rejected, sums.total(), copied, images, window_use)
+    table = rows_table(rows, chunk.attributes)
+    return Packed(chunk, table, rejected, sums.total(), copied, images, window_use)
 
 
 class _RunningSums:
@@ -239,7 +244,7 @@ class _RunningSums:
 def _sample(chunk: Chunk, place: int, corner: Corner | None, stored: Stored, start: int) -> tuple[bytes, Row]:
     """A sample of the candidate at `place`: its part of the tar, which starts at `start`, and its row.
 
-    A tile has its corner in the key and its image as group.
+    A tile has its corner in the key, its image as group, and its image's attributes.
     """
     candidate, labels = chunk.candidates[place], chunk.labels[place]
     name, key, group = f"{chunk.first_number + place:09d}", candidate.key, candidate.group
@@ -258,7 +263,7 @@ def _sample(chunk: Chunk, place: int, corner: Corner | None, stored: Stored, sta
     height, width = stored.pixels.shape[:2]
     digest = xxhash.xxh3_64_intdigest(stored.content)
     place_in_tar = (chunk.path.name, key, offset, size, stored.format)
-    return members, Row(chunk.split, *place_in_tar, label, labels, group, height, width, digest)
+    return members, Row(chunk.split, *place_in_tar, label, labels, group, height, width, digest, candidate.attributes)
 
 
 def _read(candidate: Candidate, root: Path | None) -> bytes:

@@ -88,7 +88,7 @@ def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
     """One tar of its parts, which are deleted: byte for byte what `pack_chunk` writes."""
     if [part.chunk for part in parts] == [chunk]:
         return parts[0]
-    tables = [rows_table([])]
+    tables = [rows_table([], chunk.attributes)]
     end = 0
     with chunk.path.open("wb") as whole:
         for part in parts:
@@ -201,7 +201,7 @@ def _join_first(pending: deque[tuple[Chunk, list[_Work]]]) -> Iterator[Packed]:
 
 def _to_send(part: Chunk) -> tuple[Chunk, list[tuple[Any, ...]]]:
     """A part and the fields of its candidates: frozen dataclasses take as long to pickle as an image to decode."""
-    fields = [(one.key, one.image, one.split, one.labels, one.group) for one in part.candidates]
+    fields = [(one.key, one.image, one.split, one.labels, one.group, one.attributes) for one in part.candidates]
     return replace(part, candidates=[]), fields
 
 

@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor
 
 from stages.images.decode import decode_stored
-from stages.images.index import DamagedShard, read_index, read_summary
+from stages.images.index import ATTRIBUTE, DamagedShard, NoSuchAttribute, read_index, read_summary
 from stages.images.tar import padded, tar_size
 
 THREADS_FROM_PIXELS = 96 * 96
@@ -58,8 +58,8 @@ class Batch(NamedTuple):
 class Shards:
     """The samples of one split, by position. Any number of threads may read at once.
 
-    About 60 bytes a sample are held in memory; what training does not need (keys, groups, lists of labels) is read from
-    the index when it is first asked for.
+    About 60 bytes a sample are held in memory; what training does not need (keys, groups, lists of labels, attributes)
+    is read from the index when it is first asked for.
 
     Attributes:
         labels: int64 [n], -1 without one, or with several (see `label_lists`).
@@ -67,6 +67,7 @@ class Shards:
         sample_ids: int64 [n], positions in the index of all splits.
         classes: names; a label is a position in this list.
         canvas: (height, width) of the split's largest stored sizes.
+        attributes: names of what else is known of images: see `attribute`.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -83,6 +84,7 @@ class Shards:
         self.classes: list[str] = summary["classes"]
         self.canvas: tuple[int, int] = (expected["max_height"], expected["max_width"])
         self.channels: int = summary.get("channels", 3)
+        self.attributes: tuple[str, ...] = (*summary.get("attributes", {}),)
         self.labels = torch.from_numpy(index["label"].to_numpy().astype(np.int64))
         self.sample_ids = torch.from_numpy(index["id"].to_numpy().copy())
         self._offsets, self._bytes, self._hashes = (index[name].to_numpy() for name in ("offset", "size", "xxh3"))
@@ -94,6 +96,7 @@ class Shards:
         last[self._shard_numbers] = np.arange(len(self))
         self._shards = [self._open(name, at) for name, at in zip(self._shard_names, last.tolist(), strict=True)]
         self._canvases: dict[int, tuple[int, int]] = {}
+        self._attributes: dict[str, list[str | None]] = {}
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -197,6 +200,18 @@ class Shards:
     def group_names(self) -> list[str | None]:
         """The declared group of each sample, [n]; None without one."""
         return self._group_column.to_pylist()
+
+    def attribute(self, name: str) -> list[str | None]:
+        """A further column of the source (`columns.attributes`), [n]; None where an image has no value.
+
+        Raises:
+            NoSuchAttribute: lists those that there are.
+        """
+        if name not in self.attributes:
+            raise NoSuchAttribute(self.folder, name, self.attributes)
+        if name not in self._attributes:
+            self._attributes[name] = self._column(f"{ATTRIBUTE}{name}").to_pylist()
+        return self._attributes[name]
 
     def _decode(self, images: np.ndarray, positions: np.ndarray, least_side: int | None) -> None:
         """Decode the samples at `positions` [B] into `images`, uint8 [B, H, W, C], zeros around each."""

@@ -1,4 +1,4 @@
-"""Splits drawn by seeded, stratified fractions, of whole groups."""
+"""Splits drawn by seeded fractions: of images, stratified and in whole groups, or of whole classes."""
 
 import math
 from collections import Counter, defaultdict
@@ -6,6 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import xxhash
+
+
+class TooFewClasses(ValueError):
+    """There are fewer classes than splits that share none."""
+
+    exit_code = 6
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,38 @@ def draw_splits(
                     splits[position] = split
             chosen = {unit.name for unit in taken}
             strata[name] = [unit for unit in strata[name] if unit.name not in chosen]
+    return splits
+
+
+def draw_class_splits(classes: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """A split for each class: `train`, or one of `fractions`.
+
+    Classes are ordered by a hash of seed and name, so that adding some leaves the others in their order and moves few.
+    The first of them go to the first split, the next to the second, the rest to train. A split has its share of the
+    classes, rounded, however many images these have; but at least one class, and so has train.
+
+    Args:
+        classes: unique names.
+        fractions: share of all classes, by split; together below 1. A split with the share 0 has none.
+        seed: decides who goes where.
+
+    Raises:
+        TooFewClasses: there is not one for each split.
+    """
+    ordered = sorted(classes, key=lambda name: (_rank(name, seed), name))
+    shares = {split: fraction for split, fraction in fractions.items() if fraction > 0}
+    if len(classes) <= len(shares):
+        raise TooFewClasses(
+            f"split_by: class cannot make {', '.join(['train', *shares])} of {len(classes)} classes: each split has "
+            "one at least"
+        )
+    splits = dict.fromkeys(ordered, "train")
+    first = 0
+    for place, (split, fraction) in enumerate(shares.items()):
+        room = len(ordered) - first - (len(shares) - place)  # one stays for each split that follows, and for train
+        taken = ordered[first : first + min(max(1, round(fraction * len(ordered))), room)]
+        splits |= dict.fromkeys(taken, split)
+        first += len(taken)
     return splits
 
 

@@ -74,7 +74,7 @@ class Shard(SourceSettings):
         return self
 
     def without_effect(self) -> set[str]:
-        idle = set() if self.tile is None else {"max_short_side", "max_long_side"}
+        idle = super().without_effect() | (set() if self.tile is None else {"max_short_side", "max_long_side"})
         return idle if self.near_duplicates else idle | {"near_duplicate_distance"}
 
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:

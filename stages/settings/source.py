@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,6 +49,31 @@ class Columns(Settings):
     labels: str | None = setting(None, "several classes: `a|b`, or a list; standard: labels")
     split: str | None = setting(None, "train, val or test (or see split_values); standard: split")
     group: str | None = setting(None, "patient, video, burst: stays in one split; standard: group")
+    attributes: tuple[str, ...] = setting(
+        (), "further columns that go along as text, for later stages to ask for; one may be the split or the label too"
+    )
+
+    @field_validator("attributes")
+    @classmethod
+    def _check_attributes(cls, attributes: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in attributes or len(set(attributes)) < len(attributes):
+            raise ValueError("each names a column, once")
+        return attributes
+
+
+class SplitClasses(Settings):
+    """Names of classes, by split. Images of a class that none names are left out, and counted."""
+
+    train: tuple[str, ...] = setting(..., "classes of train; in quotes where they are numbers", min_length=1)
+    val: tuple[str, ...] = setting((), "classes of val")
+    test: tuple[str, ...] = setting((), "classes of test")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SplitClasses":
+        times = Counter((*self.train, *self.val, *self.test))
+        if repeated := [name for name, count in times.items() if count > 1]:
+            raise ValueError(f"a class is in one split, and {repeated[0]!r} is named twice")
+        return self
 
 
 class SourceSettings(StageSettings):
@@ -81,8 +107,22 @@ class SourceSettings(StageSettings):
         "given: the top folders train/ val/ test/, all else is left out (of others a column, the names of files, the "
         "set's own); drawn: by the fractions; left out: given where the source has them for every image, else drawn",
     )
-    val_fraction: float = setting(0.0, "share of the images that becomes `val` where splits are drawn", ge=0, lt=1)
-    test_fraction: float = setting(0.2, "share of the images that becomes `test` where splits are drawn", ge=0, lt=1)
+    val_fraction: float = setting(
+        0.0, "share of the images (or classes: split_by) that becomes `val` where splits are drawn", ge=0, lt=1
+    )
+    test_fraction: float = setting(
+        0.2, "share of the images (or classes: split_by) that becomes `test` where splits are drawn", ge=0, lt=1
+    )
+    split_by: Literal["image", "class"] = setting(
+        "image",
+        "what is drawn: image: images, in whole groups, stratified by class; class: whole classes, so that train, val "
+        "and test share none, the fractions being shares of the classes; images without a label go to train",
+    )
+    split_classes: SplitClasses | None = setting(
+        None,
+        "with `split_by: class`, instead of a draw: the classes of train, val and test. The class alone decides: where "
+        "the source has splits, images of any of them are taken; those of classes that are not named are left out",
+    )
     group_pattern: str | None = setting(
         None,
         "regular expression on an image's key (its path): what its first parentheses match (the first that take part), "
@@ -132,6 +172,17 @@ class SourceSettings(StageSettings):
             raise ValueError("val_fraction and test_fraction together must leave something for train")
         return self
 
+    @model_validator(mode="after")
+    def _check_class_splits(self) -> "SourceSettings":
+        if self.split_by == "image" and self.split_classes is not None:
+            raise ValueError("split_classes names whole classes: say `split_by: class` with it")
+        if self.split_by == "class" and self.splits == "given":
+            raise ValueError("splits: given and split_by: class both say what the splits are: leave one out")
+        if self.split_by == "class" and (self.labels == "none" or self.columns.labels is not None):
+            named = "labels: none" if self.labels == "none" else "columns.labels"
+            raise ValueError(f"split_by: class needs one label an image, which {named} does not give")
+        return self
+
     @property
     def source_kind(self) -> str:
         """`folder`, `csv`, `parquet`, `wds`, `torchvision` or `sklearn`."""
@@ -145,7 +196,11 @@ class SourceSettings(StageSettings):
 
     def depends_on_seed(self) -> bool:
         """Only drawn splits do; where it is left open which they are, they may be drawn."""
-        return self.splits != "given" and self.val_fraction + self.test_fraction > 0
+        is_drawn = self.splits != "given" and self.split_classes is None
+        return is_drawn and self.val_fraction + self.test_fraction > 0
+
+    def without_effect(self) -> set[str]:
+        return set() if self.split_classes is None else {"val_fraction", "test_fraction"}
 
     def foreign_inputs(self) -> dict[str, ForeignInput]:
         if isinstance(self.source, tuple):

@@ -68,6 +68,7 @@ class Candidate:
         split: one of SPLITS where the source gives it, else None: to be drawn.
         labels: names of its classes; none where the image has no label.
         group: what it shares with others of its patient or video; None where none is declared.
+        attributes: a value for each name in `Source.attributes`; None where there is none.
     """
 
     key: str
@@ -75,6 +76,7 @@ class Candidate:
     split: str | None = None
     labels: tuple[str, ...] = ()
     group: str | None = None
+    attributes: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Source:
             for their kind.
         remarks: what about the source deserves a warning, a line each.
         notes: what was chosen where the settings left a choice, a line each.
+        attributes: names of what else is known of every image.
     """
 
     root: Path | None
@@ -95,6 +98,7 @@ class Source:
     left_out: Counter[str]
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from stages.sources.candidates import SPLIT_NAMES, Candidate, Readable, SourceError, unique_keys
@@ -22,17 +22,18 @@ SEPARATOR = "|"
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; None where there is none, or none was named."""
+    """Names of columns; None where there is none, or none was named. An attribute has its column's."""
 
     image: str | None = None
     label: str | None = None
     labels: str | None = None
     split: str | None = None
     group: str | None = None
+    attributes: tuple[str, ...] = ()
 
     def named(self) -> dict[str, str]:
-        """By role, those that are not None."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) is not None}
+        """By role, those that are not None; without attributes."""
+        return {role: getattr(self, role) for role in STANDARD if getattr(self, role) is not None}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Record:
     labels: Any = None
     split: Any = None
     group: Any = None
+    attributes: tuple[Any, ...] = ()
 
 
 def choose_columns(reading: Reading, present: Sequence[str], where: str, *, preferred: Sequence[str] = ()) -> Columns:
@@ -75,9 +77,9 @@ def choose_columns(reading: Reading, present: Sequence[str], where: str, *, pref
     Raises:
         SourceError: a named column is not there, none is known for images, or there are `label` and `labels`.
     """
-    wanted = reading.columns.named()
+    wanted, attributes = reading.columns.named(), reading.columns.attributes
     listed = ", ".join(present) or "none"
-    for role, name in wanted.items():
+    for role, name in (*wanted.items(), *(("attributes", name) for name in attributes)):
         if name not in present:
             raise SourceError(f"{where} has no column {name!r} (columns.{role}); its columns are: {listed}")
     chosen: dict[str, str | None] = {role: wanted.get(role, _standard(role, present)) for role in STANDARD}
@@ -99,7 +101,7 @@ def choose_columns(reading: Reading, present: Sequence[str], where: str, *, pref
             "columns.label (one class) or columns.labels (several)"
         )
     chosen["split"] = _split_column(reading, chosen["split"], where, listed)
-    return Columns(**chosen)
+    return Columns(**chosen, attributes=attributes)
 
 
 def make_candidates(
@@ -136,6 +138,7 @@ def make_candidates(
             _split(one.split, reading.split_values, place(number)) if columns.split is not None else one.split,
             label_names(one.labels, several=True) if columns.labels is not None else label_names(one.label),
             text(one.group) if columns.group is not None else None,
+            tuple(attribute_text(value) for value in one.attributes),
         )
         for number, (one, key) in enumerate(zip(records, keys, strict=True))
     ]
@@ -145,8 +148,9 @@ def make_candidates(
 def describe(columns: Columns, present: Iterable[str], what: str = "columns") -> str:
     """In words: `columns: image path, label class; not used: id`."""
     named = columns.named()
-    used = ", ".join(f"{role} {name}" for role, name in named.items())
-    idle = [name for name in present if name not in named.values()]
+    attributes = [f"attribute {name}" for name in columns.attributes]
+    used = ", ".join([*(f"{role} {name}" for role, name in named.items()), *attributes])
+    idle = [name for name in present if name not in (*named.values(), *columns.attributes)]
     rest = f"not used: {', '.join(idle)}" + ("" if {"label", "labels"} & named.keys() else " (columns.label names one)")
     return f"{what}: " + "; ".join([*([used] if used else []), *([rest] if idle else [])])
 
@@ -172,6 +176,11 @@ def text(value: Any) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     return str(value).strip() or None
+
+
+def attribute_text(value: Any) -> str | None:
+    """A value as that of an attribute: text, of a list `a|b`, as a cell with several labels has it."""
+    return SEPARATOR.join(label_names(value)) or None if isinstance(value, list | tuple) else text(value)
 
 
 def _standard(role: str, present: Sequence[str]) -> str | None:

@@ -55,8 +55,11 @@ def _group(match: re.Match[str]) -> str | None:
     return next((one for one in held if one is not None), None) or None
 
 
-def check_groups(source: Source, allow_in_splits: bool) -> Source:
-    """Refuse, or remark where it is allowed, groups that are in two of the splits that the source gives.
+def check_groups(source: Source, allow_in_splits: bool, advice: str) -> Source:
+    """Refuse, or remark where it is allowed, groups that are in two of the splits that candidates have.
+
+    Args:
+        advice: against it, for the error.
 
     Raises:
         SourceError: names the first of them.
@@ -73,5 +76,5 @@ def check_groups(source: Source, allow_in_splits: bool) -> Source:
     )
     message = f"{len(torn):,} of {len(splits_of):,} groups are in more than one split: {examples}"
     if not allow_in_splits:
-        raise SourceError(f"{message}; draw the splits (`splits: drawn`), or say `allow_group_in_splits: true`")
+        raise SourceError(f"{message}; {advice}, or say `allow_group_in_splits: true`")
     return replace(source, remarks=(*source.remarks, message))

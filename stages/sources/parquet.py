@@ -71,13 +71,14 @@ def read_parquet(location: Path, images_root: Path | None, reading: Reading) -> 
                 content: str | Readable = image.cell
             else:
                 key, content = (os.path.normpath(image), image) if image else (f"row {row}", Absent(NO_IMAGE))
-            records.append(Record(key, content, **{"split": split} | values))
+            given: dict[str, Any] = {"split": split} | values
+            records.append(Record(key, content, **given))
             places.append((file.name, number))
     candidates, remarks = make_candidates(
         records, columns, reading, lambda number: f"{places[number][0]}, row {places[number][1]:,}"
     )
     note = describe(columns, files[0].schema.names)
-    return Source(root, candidates, Counter(), (*remarks, *_large_groups(files)), (note,))
+    return Source(root, candidates, Counter(), (*remarks, *_large_groups(files)), (note,), columns.attributes)
 
 
 def list_parquet(location: str, images_root: str | None, image_column: str | None) -> tuple[int, dict[str, str]]:
@@ -132,6 +133,8 @@ def _choose(files: Sequence[_File], location: Path, reading: Reading) -> Columns
     if not sum(file.metadata.num_rows for file in files):
         raise SourceError(f"{location} has no rows")
     with_bytes = [field.name for field in first.schema if _bytes_column(field) is not None]
+    if images := [name for name in reading.columns.attributes if name in with_bytes]:
+        raise SourceError(f"{location}: column {images[0]!r} holds bytes, and is no attribute (columns.attributes)")
     return choose_columns(reading, first.schema.names, str(location), preferred=with_bytes)
 
 
@@ -143,20 +146,27 @@ def _bytes_column(field: pa.Field) -> str | None:
 
 
 def _rows(file: _File, columns: Columns) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The image of each row (see `_images`), and its other values by role."""
+    """The image of each row (see `_images`), and its other values by field of Record."""
     others = {role: name for role, name in columns.named().items() if role != "image"}
-    values: dict[str, list[Any]] = {}
-    if others:
-        with _opened(file.path) as opened:
-            table = opened.read(columns=list(dict.fromkeys(others.values())), use_threads=False)
-        labels = _class_labels(file.schema)
-        for role, name in others.items():
-            cells = table[name].to_pylist()
-            place = f"{file.path}: {name}"
-            values[role] = [_named(cell, labels[name], place) for cell in cells] if name in labels else cells
+    names = list(dict.fromkeys([*others.values(), *columns.attributes]))
+    cells = _cells(file, names) if names else {}
     assert columns.image is not None
     for number, image in enumerate(_images(file, columns.image)):
-        yield image, {role: cells[number] for role, cells in values.items()}
+        values: dict[str, Any] = {role: cells[name][number] for role, name in others.items()}
+        yield image, values | {"attributes": tuple(cells[name][number] for name in columns.attributes)}
+
+
+def _cells(file: _File, names: Sequence[str]) -> dict[str, list[Any]]:
+    """The cells of these columns."""
+    with _opened(file.path) as opened:
+        table = opened.read(columns=[*names], use_threads=False)
+    labels = _class_labels(file.schema)
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        cells = table[name].to_pylist()
+        place = f"{file.path}: {name}"
+        found[name] = [_named(cell, labels[name], place) for cell in cells] if name in labels else cells
+    return found
 
 
 def _images(file: _File, column: str) -> list[str | _Embedded | None]:

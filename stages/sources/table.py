@@ -31,7 +31,7 @@ class Table:
 
 
 def read_csv(path: Path, images_root: Path | None, reading: Reading) -> Source:
-    """Images that a CSV file names, with their labels, splits and groups.
+    """Images that a CSV file names, with their labels, splits, groups and attributes.
 
     Args:
         path: UTF-8, a header in its first line; comma, semicolon or tab between cells.
@@ -48,19 +48,21 @@ def read_csv(path: Path, images_root: Path | None, reading: Reading) -> Source:
         )
     root = Path(os.path.abspath(images_root or path.parent))
     places = {role: table.header.index(name) for role, name in columns.named().items() if role != "image"}
+    attributes = [table.header.index(name) for name in columns.attributes]
     images = _cells(table, columns)
     records = [
         Record(
             os.path.normpath(image) if image else f"line {line}",
             image or Absent(NO_IMAGE),
             **{role: row[place] for role, place in places.items()},
+            attributes=tuple(row[place] for place in attributes),
         )
         for image, row, line in zip(images, table.rows, table.lines, strict=True)
     ]
     candidates, remarks = make_candidates(
         records, columns, reading, lambda number: f"{path}, line {table.lines[number]}"
     )
-    return Source(root, candidates, Counter(), tuple(remarks), (describe(columns, table.header),))
+    return Source(root, candidates, Counter(), tuple(remarks), (describe(columns, table.header),), columns.attributes)
 
 
 def list_csv(path: str, images_root: str | None, image_column: str | None) -> tuple[int, dict[str, str]]:

@@ -74,6 +74,7 @@ def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Sou
     records: list[Record] = []
     places: list[str] = []
     image_fields: dict[str, None] = {}  # in their order
+    fields = {role: field for role, field in columns.named().items() if role != "image"}
     for name, part, split in zip(names, samples, splits, strict=True):
         stem = name.removesuffix(".tar")
         for sample in part:
@@ -83,13 +84,16 @@ def read_tars(location: Path, suffixes: frozenset[str], reading: Reading) -> Sou
                 sample.members[field] if field else Absent(f"the sample has no {columns.image or 'image'}")
             )
             key = f"{stem}/{sample.key}" + (f".{field}" if field else "")
-            values: dict[str, Any] = {"split": split} | _values(sample, columns, f"{name}, sample {sample.key}")
-            records.append(Record(key, image, **values))
-            places.append(f"{name}, sample {sample.key}")
+            place = f"{name}, sample {sample.key}"
+            found = _values(sample, [*fields.values(), *columns.attributes], place)
+            values = {role: found[field] for role, field in fields.items() if field in found}
+            attributes = tuple(found.get(field) for field in columns.attributes)
+            records.append(Record(key, image, **{"split": split} | values, attributes=attributes))
+            places.append(place)
     _check_values(records, columns, reading, location)
     candidates, remarks = make_candidates(records, columns, reading, lambda number: places[number])
     note = _describe_fields(columns, list(image_fields), [one for part in samples for one in part])
-    return Source(None, candidates, left_out, tuple(remarks), (note,))
+    return Source(None, candidates, left_out, tuple(remarks), (note,), columns.attributes)
 
 
 def count_tars(location: str, suffixes: Sequence[str], image_field: str | None) -> tuple[int, dict[str, str]]:
@@ -160,12 +164,14 @@ def _choose(samples: Sequence[_Sample], suffixes: frozenset[str], reading: Readi
         raise SourceError(f"{KIND}:{location}: no sample in these tars")
     present = Counter(field for one in samples for field in one.members)
     listed = ", ".join(field for field, _ in present.most_common())
-    wanted = reading.columns.named()
-    for role, name in wanted.items():
+    wanted, attributes = reading.columns.named(), reading.columns.attributes
+    for role, name in (*wanted.items(), *(("attributes", name) for name in attributes)):
         if _located(name, present, look_inside=role != "image") is None:
             raise SourceError(
                 f"{KIND}:{location}: no sample has a field {name!r} (columns.{role}); there are: {listed}"
             )
+    if images := [name for name in attributes if _is_image(name.lower(), suffixes)]:
+        raise SourceError(f"{KIND}:{location}: field {images[0]!r} is an image, and no attribute (columns.attributes)")
     if "image" not in wanted and not any(_image_field(one, None, suffixes) for one in samples):
         raise SourceError(
             f"{KIND}:{location}: no field is known to be an image; name it in columns.image, of: {listed}"
@@ -186,30 +192,34 @@ def _choose(samples: Sequence[_Sample], suffixes: frozenset[str], reading: Readi
         raise SourceError(
             f"split_values: {KIND}:{location} has no split field; name one in columns.split, of: {listed}"
         )
-    return Columns(**chosen)
+    return Columns(**chosen, attributes=attributes)
+
+
+def _is_image(field: str, suffixes: frozenset[str]) -> bool:
+    return f".{field.rpartition('.')[2]}" in suffixes
 
 
 def _image_field(sample: _Sample, wanted: str | None, suffixes: frozenset[str]) -> str | None:
     if wanted is not None:
         return wanted.lower() if wanted.lower() in sample.members else None
-    return next((field for field in sample.members if f".{field.rpartition('.')[2]}" in suffixes), None)
+    return next((field for field in sample.members if _is_image(field, suffixes)), None)
 
 
-def _values(sample: _Sample, columns: Columns, place: str) -> dict[str, Any]:
-    """By role, what the sample's fields say."""
+def _values(sample: _Sample, names: Iterable[str], place: str) -> dict[str, Any]:
+    """By name, what the sample's fields say; names of fields that it does not have are passed over."""
     values: dict[str, Any] = {}
     parsed: dict[str, Any] = {}
-    for role, name in columns.named().items():
-        located = None if role == "image" else _located(name, sample.members)
+    for name in dict.fromkeys(names):
+        located = _located(name, sample.members)
         if located is None:
             continue
         field, within = located
         if within is None:
-            values[role] = sample.members[field].read()
+            values[name] = sample.members[field].read()
             continue
         if field not in parsed:
             parsed[field] = _parse(sample.members[field], place)
-        values[role] = _within(parsed[field], within)
+        values[name] = _within(parsed[field], within)
     return values
 
 
@@ -231,6 +241,9 @@ def _check_values(records: Sequence[Record], columns: Columns, reading: Reading,
     for role, name in reading.columns.named().items():
         if role in chosen and role != "image" and all(getattr(one, role) is None for one in records):
             raise SourceError(f"{KIND}:{location}: no sample has a value at {name!r} (columns.{role})")
+    for number, name in enumerate(columns.attributes):
+        if all(one.attributes[number] is None for one in records):
+            raise SourceError(f"{KIND}:{location}: no sample has a value at {name!r} (columns.attributes)")
 
 
 def _describe_fields(columns: Columns, image_fields: Sequence[str], samples: Sequence[_Sample]) -> str:
@@ -239,7 +252,7 @@ def _describe_fields(columns: Columns, image_fields: Sequence[str], samples: Seq
     for sample in samples:
         for field, member in sample.members.items():
             first_with.setdefault(field, member)
-    named = [name for role, name in columns.named().items() if role != "image"]
+    named = [*(name for role, name in columns.named().items() if role != "image"), *columns.attributes]
     used = [located for name in named if (located := _located(name, first_with)) is not None]
     idle = []
     for field, member in first_with.items():
