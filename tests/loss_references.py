@@ -138,7 +138,9 @@ def sphereface_original(
 # Pairs of a batch
 
 
-def mined_pairs(options: Options, rows: Tensor, labels: list[int]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def mined_pairs(
+    options: Options, rows: Tensor, labels: list[int]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(anchor, positive) and (anchor, negative) that count; see `mine_pairs`."""
     found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
     for a in range(len(rows)):
@@ -154,7 +156,10 @@ def mined_pairs(options: Options, rows: Tensor, labels: list[int]) -> tuple[list
             case "multi_similarity":  # Wang et al. 2019, section 4.1
                 least = min((s[p] for p in positives), default=math.inf)
                 most = max((s[n] for n in negatives), default=-math.inf)
-                positives, negatives = [p for p in positives if s[p] < most + 0.1], [n for n in negatives if s[n] > least - 0.1]
+                positives, negatives = (
+                    [p for p in positives if s[p] < most + 0.1],
+                    [n for n in negatives if s[n] > least - 0.1],
+                )
         found[0].extend((a, p) for p in positives)
         found[1].extend((a, n) for n in negatives)
     return found
@@ -396,5 +401,3 @@ REFERENCES: dict[str, Callable[[Options, Tensor, list[int], Parameters, tuple[in
     "soft_triple": soft_triple,
     "lifted_structure": lifted_structure,
 }
-
-

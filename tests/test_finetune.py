@@ -397,7 +397,7 @@ def test_an_image_that_comes_twice_comes_in_two_views(
     assert len({tuple(ids) for ids, _ in drawn}) > 1
     said = capsys.readouterr().err
     assert "2 of 3 classes have fewer than images_per_class = 4 images" in said
-    assert "1 have a single image, whose only positives are other views of it" in said
+    assert "1 of 3 classes have a single image ('one'), whose only positives are other views of it" in said
 
 
 # What is refused, and what is said
@@ -492,10 +492,11 @@ def test_a_vision_transformer_takes_no_other_size(run_stage: RunStage, shards: P
 def test_settings_without_effect_are_left_out_of_the_key() -> None:
     plain = Finetune.model_validate({"shards": "shards", "encoder": "simclr"})
     assert plain.without_effect() == {
-        "architecture", "image_size", "classes_per_batch", "images_per_class", "label_subset",
+        "architecture", "image_size", "classes_per_batch", "images_per_class", "label_subset", "classes_of_one",
+        "parents_per_batch", "positive_share",
     }  # fmt: skip
     given = {"shards": "shards", "encoder": "random", "loss": {"name": "triplet"}, "label_fraction": 0.1}
-    assert Finetune.model_validate(given).without_effect() == {"batch_size"}
+    assert Finetune.model_validate(given).without_effect() == {"batch_size", "parents_per_batch", "positive_share"}
 
 
 def test_an_encoder_of_one_width_is_not_loaded_as_another(run_stage: RunStage, shards: Path, start: Path) -> None:

@@ -8,6 +8,7 @@ import toy_stages
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.settings import changed_subset, hashed_subset
+from stages.losses.registry import LOSSES
 from stages.settings import STAGES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -205,22 +206,34 @@ steps:
 """
 
 
+NAMES = ", ".join(LOSSES)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
         (
             "tuned.loss.name=arcfac",
-            "tuned.loss.name: is one of cross_entropy, triplet, arcface, not 'arcfac' (did you mean arcface?)",
+            f"tuned.loss.name: is one of {NAMES}, not 'arcfac' (did you mean arcface?)",
         ),
-        ("tuned.loss={margin: 1}", "tuned.loss.name: is missing (one of cross_entropy, triplet, arcface)"),
+        ("tuned.loss={margin: 1}", f"tuned.loss.name: is missing (one of {NAMES})"),
         (
             "tuned.loss=triplets",
-            "tuned.loss: is a group, {name: cross_entropy}, not 'triplets' (did you mean triplet?); "
-            "names: cross_entropy, triplet, arcface",
+            f"tuned.loss: is a group, {{name: cross_entropy}}, not 'triplets' (did you mean triplet?); names: {NAMES}",
         ),
         (
             "tuned.loss.margn=1",
-            "tuned.loss.margn: no such setting (did you mean margin?); allowed: name, scale, margin, margin_ramp",
+            "tuned.loss.margn: no such setting (did you mean margin?); allowed: weight, scale, name, margin, "
+            "margin_ramp, centres",
+        ),
+        (
+            "tuned.loss=[{name: triplet}, {name: bc}]",
+            f"tuned.loss.1.name: is one of {NAMES}, not 'bc' (did you mean bce?)",
+        ),
+        ("tuned.loss=[{name: triplet, margin: 0}]", "tuned.loss.0.margin: is a number above 0, or soft, not 0"),
+        (
+            "tuned.loss=[{name: bce, gamma: 1}]",
+            "tuned.loss.0.gamma: no such setting; allowed: weight, class_weights, name",
         ),
         ("tuned.loss.scale=big", "tuned.loss.scale: input should be a valid number, not 'big'"),
         (
@@ -236,7 +249,9 @@ def test_groups_that_come_in_several_kinds(tmp_path: Path, override: str, expect
     path = tmp_path / "tuned.yaml"
     path.write_text(FINETUNE)
     loss = load_recipe(path, STAGES, ["tuned.loss.margin=0.5"]).steps["tuned"].settings
-    assert loss.model_dump()["loss"] == {"name": "arcface", "scale": None, "margin": 0.5, "margin_ramp": 0.5}
+    assert loss.model_dump()["loss"] == {
+        "name": "arcface", "scale": None, "margin": 0.5, "margin_ramp": 0.5, "centres": 1, "weight": 1.0,
+    }  # fmt: skip
     with pytest.raises(UsageError) as error:
         load_recipe(path, STAGES, [override])
     (fault,) = str(error.value).splitlines()[1:]
