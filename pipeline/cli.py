@@ -19,7 +19,7 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.resources import exhausted
 from pipeline.schema import recipe_schema
 from pipeline.store import Record, Store, Version
-from stages.settings import IMAGE_SUFFIXES, STAGES
+from stages.settings import IMAGE_SUFFIXES, STAGES, as_markdown, loss_rows
 
 STALE = 3
 OF_THE_USER = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -331,6 +331,21 @@ def export(
         _print_json({"encoder": encoder.reference, "format": kind, "folder": str(folder), "files": files})
     else:
         print(f"{folder}  {', '.join(files)}; README.md shows how it is loaded")
+
+
+@app.command(epilog="Example: simclr losses")
+def losses(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As it stands in docs/metric-learning.md.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The losses that `finetune` knows: what each learns from, its sampler and mining, its paper, when to choose it."""
+    rows = loss_rows()
+    if as_json:
+        _print_json(rows)
+    elif markdown:
+        print(as_markdown(rows), end="")
+    else:
+        display.rows(rows)
 
 
 @app.command(epilog="Example: simclr schema --out recipe.schema.json")

@@ -169,6 +169,11 @@ def changes(found: Mapping[str, Sequence[str]]) -> None:
             print(f"  {line}")
 
 
+def rows(table: Sequence[Mapping[str, str]]) -> None:
+    """A table whose rows have their values by column."""
+    _print_table([*table[0]], [[*row.values()] for row in table])
+
+
 def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Damaged files by artifact, and the count of those that are whole."""
     for reference, found in problems.items():

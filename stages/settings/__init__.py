@@ -4,12 +4,13 @@ from pipeline.stage import Stage
 from stages.settings.augment import Augment
 from stages.settings.embed import Embed
 from stages.settings.finetune import Finetune
+from stages.settings.loss_table import as_markdown, loss_rows
 from stages.settings.pretrain import Pretrain
 from stages.settings.probe import Probe
 from stages.settings.report import Report
 from stages.settings.shard import IMAGE_SUFFIXES, Shard
 
-__all__ = ["IMAGE_SUFFIXES", "STAGES"]
+__all__ = ["IMAGE_SUFFIXES", "STAGES", "as_markdown", "loss_rows"]
 
 STAGES = {
     name: Stage(name, settings, module=f"stages.{name}")
