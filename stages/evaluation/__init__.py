@@ -1,4 +1,4 @@
-"""What is measured on features: logistic regression, nearest neighbours, label subsets, intervals, representation."""
+"""What is measured on features: logistic regression, neighbours, retrieval, label subsets, intervals, health."""
 
 from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
@@ -7,6 +7,7 @@ from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logi
 from stages.evaluation.neighbours import Neighbours, classify, nearest
 from stages.evaluation.penalty import Choice, Solver
 from stages.evaluation.representation import alignment, rankme, uniformity
+from stages.evaluation.retrieval import Ranking, rank_gallery
 from stages.evaluation.scores import accuracy, score
 from stages.evaluation.subsets import held_out, label_subset, stratified_folds, subset_size
 
@@ -18,6 +19,7 @@ __all__ = [
     "LogisticPath",
     "Neighbours",
     "ProbeLabels",
+    "Ranking",
     "Solver",
     "accuracy",
     "alignment",
@@ -30,6 +32,7 @@ __all__ = [
     "labels_digest",
     "nearest",
     "principal_axes",
+    "rank_gallery",
     "rankme",
     "read_features",
     "score",
