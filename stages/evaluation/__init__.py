@@ -10,6 +10,7 @@ from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.evaluation.retrieval import Ranking, rank_gallery
 from stages.evaluation.scores import accuracy, score
 from stages.evaluation.subsets import held_out, label_subset, stratified_folds, subset_size
+from stages.evaluation.verification import Verification, count_pairs, verify
 
 __all__ = [
     "Choice",
@@ -21,10 +22,12 @@ __all__ = [
     "ProbeLabels",
     "Ranking",
     "Solver",
+    "Verification",
     "accuracy",
     "alignment",
     "bootstrap_interval",
     "classify",
+    "count_pairs",
     "fit_logistic_path",
     "fit_logistic_paths",
     "held_out",
@@ -39,4 +42,5 @@ __all__ = [
     "stratified_folds",
     "subset_size",
     "uniformity",
+    "verify",
 ]
