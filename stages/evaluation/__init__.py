@@ -5,6 +5,16 @@ from stages.evaluation.intervals import bootstrap_interval
 from stages.evaluation.labels_seen import Fair, ProbeLabels, labels_digest
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.neighbours import Neighbours, classify, nearest
+from stages.evaluation.open_set import (
+    Answers,
+    answer,
+    auroc,
+    choose_threshold,
+    map_at_5_interval,
+    open_set_curve,
+    oscr,
+    oscr_points,
+)
 from stages.evaluation.penalty import Choice, Solver
 from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.evaluation.retrieval import Ranking, rank_gallery
@@ -13,6 +23,7 @@ from stages.evaluation.subsets import held_out, label_subset, stratified_folds, 
 from stages.evaluation.verification import Verification, count_pairs, verify
 
 __all__ = [
+    "Answers",
     "Choice",
     "Fair",
     "FeatureFile",
@@ -25,7 +36,10 @@ __all__ = [
     "Verification",
     "accuracy",
     "alignment",
+    "answer",
+    "auroc",
     "bootstrap_interval",
+    "choose_threshold",
     "classify",
     "count_pairs",
     "fit_logistic_path",
@@ -33,7 +47,11 @@ __all__ = [
     "held_out",
     "label_subset",
     "labels_digest",
+    "map_at_5_interval",
     "nearest",
+    "open_set_curve",
+    "oscr",
+    "oscr_points",
     "principal_axes",
     "rank_gallery",
     "rankme",
