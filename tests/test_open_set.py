@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.evaluation import (
     Answers,
-    answer,
+    answer_queries,
     auroc,
     choose_threshold,
     map_at_5_interval,
@@ -59,7 +59,7 @@ def world(seed: int, lattice: bool = False) -> tuple[Answers, list[list[tuple[in
     queries, wanted = gallery[same].clone(), labels[same].clone()
     queries[9:], wanted[9:] = draw(11), torch.randint(0, 12, (11,), generator=random)
     wanted[-2], wanted[-1] = 50, int(labels.max())  # one at least of either kind
-    found = answer(queries, gallery, wanted, labels, same)
+    found = answer_queries(queries, gallery, wanted, labels, same)
     numbers = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(gallery).T
     identities = [
         identities_by_loops(numbers[row].tolist(), labels.tolist(), int(same[row])) for row in range(len(queries))

@@ -7,7 +7,7 @@ from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logi
 from stages.evaluation.neighbours import Neighbours, classify, nearest
 from stages.evaluation.open_set import (
     Answers,
-    answer,
+    answer_queries,
     auroc,
     choose_threshold,
     map_at_5_interval,
@@ -16,6 +16,7 @@ from stages.evaluation.open_set import (
     oscr_points,
 )
 from stages.evaluation.penalty import Choice, Solver
+from stages.evaluation.query_sets import QuerySets, TooFewIdentities, pair_sets
 from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.evaluation.retrieval import Ranking, rank_gallery
 from stages.evaluation.scores import accuracy, score
@@ -31,12 +32,14 @@ __all__ = [
     "LogisticPath",
     "Neighbours",
     "ProbeLabels",
+    "QuerySets",
     "Ranking",
     "Solver",
+    "TooFewIdentities",
     "Verification",
     "accuracy",
     "alignment",
-    "answer",
+    "answer_queries",
     "auroc",
     "bootstrap_interval",
     "choose_threshold",
@@ -52,6 +55,7 @@ __all__ = [
     "open_set_curve",
     "oscr",
     "oscr_points",
+    "pair_sets",
     "principal_axes",
     "rank_gallery",
     "rankme",

@@ -18,12 +18,20 @@ BLOCK_NUMBERS = 4_000_000
 """Feature values that are in memory at once."""
 COLUMNS = ("id", "split", "label", "labels", "group")
 """Beside keys and features."""
+ATTRIBUTE = "attribute."
+"""Begins the name of a column that holds an attribute."""
 
 
 class UnreadableFeatures(ValueError):
     """The file is not what this version of the stage `embed` writes."""
 
     exit_code = 4
+
+
+class NoSuchAttribute(ValueError):
+    """The images have no attribute of that name."""
+
+    exit_code = 2
 
 
 class FeatureFile:
@@ -75,6 +83,21 @@ class FeatureFile:
     def label_lists(self) -> list[list[int]]:
         """All labels of each sample, [N]."""
         return pq.read_table(self.path, columns=["labels"])["labels"].to_pylist()
+
+    def attribute(self, name: str) -> list[str | None]:
+        """One value a sample of a further column of the source, [N]; None where it has none.
+
+        Raises:
+            NoSuchAttribute: lists those there are.
+        """
+        there = [one for one in pq.read_schema(self.path).names if one.startswith(ATTRIBUTE)]
+        if ATTRIBUTE + name not in there:
+            listed = ", ".join(one.removeprefix(ATTRIBUTE) for one in there) or "none"
+            raise NoSuchAttribute(
+                f"{self.path} has no attribute {name!r}; it has {listed}: name it in columns.attributes of the stage "
+                "shard"
+            )
+        return pq.read_table(self.path, columns=[ATTRIBUTE + name])[ATTRIBUTE + name].to_pylist()
 
     def positions(self, split: str) -> NDArray[np.int64]:
         """Rows of the file that belong to a split."""

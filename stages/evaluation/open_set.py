@@ -66,7 +66,7 @@ class Answers:
         return float(self.weights(new_share) @ self.scores(threshold))
 
 
-def answer(
+def answer_queries(
     queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, same: Tensor | None = None
 ) -> Answers:
     """The five nearest identities of each query by cosine similarity; of equals that of the smaller row comes first.

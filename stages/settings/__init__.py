@@ -7,6 +7,7 @@ from stages.settings.finetune import Finetune
 from stages.settings.pretrain import Pretrain
 from stages.settings.probe import Probe
 from stages.settings.report import Report
+from stages.settings.retrieve import Retrieve
 from stages.settings.shard import IMAGE_SUFFIXES, Shard
 
 __all__ = ["IMAGE_SUFFIXES", "STAGES"]
@@ -20,6 +21,7 @@ STAGES = {
         "finetune": Finetune,
         "embed": Embed,
         "probe": Probe,
+        "retrieve": Retrieve,
         "report": Report,
     }.items()
 }
