@@ -7,6 +7,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -218,6 +219,8 @@ def _locate(
         field = group.model_fields.get(part)
         kinds = {} if field is None else kinds_of(field)
         annotation = None if field is None else field.annotation
+        if get_origin(annotation) is UnionType:  # a group that may be left out
+            annotation = next(one for one in get_args(annotation) if one is not NoneType)
         if get_origin(annotation) is tuple:
             annotation = get_args(annotation)[0]
         if isinstance(annotation, type) and issubclass(annotation, Settings):
