@@ -191,12 +191,20 @@ def test_the_same_features_give_the_same_bytes(run_stage: RunStage, tmp_path: Pa
 
 
 def disjoint(folder: Path, identities: int = 60) -> Path:
-    """Classes of four images, noisy copies of a digit: a third of them in each split."""
+    """Classes of four images by four hands, noisy copies of a digit: a third of the classes in each split."""
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(identities), 4)
     features = PIXELS[labels] + random.normal(0, 3, (len(labels), 64))
     splits = [("train", "val", "test")[label % 3] for label in labels]
-    return write(folder, len(labels), features=features, labels=labels, splits=splits, labels_seen=[{"fraction": 1.0}])
+    return write(
+        folder,
+        len(labels),
+        features=features,
+        labels=labels,
+        splits=splits,
+        drawn_by=["a", "b", "c", "d"] * identities,
+        labels_seen=[{"fraction": 1.0}],
+    )
 
 
 def test_open_set_of_disjoint_classes(run_stage: RunStage, tmp_path: Path) -> None:
@@ -220,6 +228,16 @@ def test_open_set_of_disjoint_classes(run_stage: RunStage, tmp_path: Path) -> No
     other = metrics_of(run_stage("retrieve", settings, {"features": tmp_path / "features"}, seed=2))
     assert other["recall"]["1"] == metrics["recall"]["1"]
     assert other["open_set"]["map"]["5"] != found["map"]["5"], "the seed draws other new identities"
+
+
+def test_open_set_by_a_column(run_stage: RunStage, tmp_path: Path) -> None:
+    by = {"column": "drawn_by", "queries": ["a"], "gallery": ["b", "c"]}
+    settings = QUICK | {"by": by, "open_set": {"new_share": 0.25}}
+    metrics = metrics_of(run_stage("retrieve", settings, {"features": disjoint(tmp_path)}))
+    assert (metrics["protocol"]["queries"], metrics["protocol"]["gallery"]) == (20, 40)
+    found = metrics["open_set"]
+    assert found["queries"] == found["identities"] == {"known": 15, "new": 5}
+    assert found["validation"]["queries"] == {"known": 15, "new": 5}
 
 
 def test_the_threshold_is_not_chosen_on_test(run_stage: RunStage, tmp_path: Path) -> None:
