@@ -123,6 +123,8 @@ steps:
   probe_tuned: {<<: *probe, features: embed_tuned}
   probe_pixels: {<<: *probe, features: embed_pixels}
 
+  retrieve: {stage: retrieve, features: embed_pixels, bootstrap_samples: 100}
+
   report: {stage: report, of: [probe, probe_random, probe_pixels, probe_tuned], neighbour_queries: 2}
   report_unlabelled: {stage: report, of: [embed_unlabelled, embed_unlabelled_pixels], neighbour_queries: 2}
 """.replace("LONGEST_COPIED", str(LONGEST_COPIED))
@@ -218,6 +220,13 @@ def _probe(files: Path) -> dict[str, Any]:
     }
 
 
+def _retrieve(files: Path) -> dict[str, Any]:
+    metrics = json.loads((files / "metrics.json").read_text())
+    del metrics["verification"]["roc"]
+    table = pq.read_table(files / "neighbours.parquet")
+    return metrics | {"columns": table.column_names, "neighbours": len(table["neighbours"][0])}
+
+
 def _report(files: Path) -> dict[str, Any]:
     """Every number of report.json; of the page its text without numbers, with style and script as they are."""
     parts = re.split(r"(<style>.*?</style>|<script>.*?</script>)", (files / "report.html").read_text(), flags=re.DOTALL)
@@ -247,6 +256,7 @@ SUMMARIES = {
     "finetune": _trained,
     "embed": _embed,
     "probe": _probe,
+    "retrieve": _retrieve,
     "report": _report,
 }
 

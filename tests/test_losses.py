@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.settings import kinds_of
 from stages.losses import Loss, Task
-from stages.losses.margin_softmax import ArcFace, add_angle, multiply_angle
+from stages.losses.margin_softmax import ArcFace, add_angle
 from stages.losses.mining import mine_triplets
 from stages.losses.pairwise import Pairs
 from stages.losses.registry import LOSSES, build_loss

@@ -174,6 +174,11 @@ def test_overrides_have_one_form(tmp_path: Path) -> None:
         ("probe.neighbours=[0]", "probe.neighbours.0: input should be greater than or equal to 1"),
         ("report.of=[]", "report.of: "),
         (
+            "shards.tile={siez: 16}",
+            "shards.tile.siez: no such setting (did you mean size?); allowed: size, stride",
+        ),
+        ("shards.tile={stride: 16}", "shards.tile.size: is missing (height and width of a tile, in pixels)"),
+        (
             "simclr.smaller_views=[{share: 0.5, image_sise: 16}]",
             "simclr.smaller_views.0.image_sise: no such setting (did you mean image_size?); allowed: share, image_size",
         ),

@@ -10,7 +10,22 @@ CHUNK_ELEMENTS = 2**22
 def bootstrap_interval(
     values: np.ndarray, samples: int = 1000, seed: int = 0, level: float = 0.95, groups: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over test samples (Efron 1979).
+    """Percentile bootstrap interval of a mean over test samples (Efron 1979); see `bootstrap_means`.
+
+    Returns:
+        The (1 - level) / 2 and (1 + level) / 2 quantiles of the resampled means.
+    """
+    return interval_of(bootstrap_means(values, samples, seed, groups), level)
+
+
+def interval_of(means: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The (1 - level) / 2 and (1 + level) / 2 quantiles of resampled means."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_means(values: np.ndarray, samples: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Means over test samples that are drawn with replacement, float64 [samples].
 
     Samples of a group are no independent evidence: where there are groups, whole ones are drawn, as many as there are
     (the cluster bootstrap: Davison and Hinkley 1997, section 3.8), and each resampling is the mean over its samples.
@@ -20,9 +35,6 @@ def bootstrap_interval(
             comparison.
         samples: resamplings.
         groups: int64 [N], equal numbers are one group; None: every sample stands for itself.
-
-    Returns:
-        The (1 - level) / 2 and (1 + level) / 2 quantiles of the resampled means.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
@@ -39,5 +51,4 @@ def bootstrap_interval(
         count = min(chunk, samples - begin)
         drawn = random.integers(0, len(sums), (count, len(sums)))
         means[begin : begin + count] = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return means

@@ -8,6 +8,7 @@ from stages.settings.loss_table import as_markdown, loss_rows
 from stages.settings.pretrain import Pretrain
 from stages.settings.probe import Probe
 from stages.settings.report import Report
+from stages.settings.retrieve import Retrieve
 from stages.settings.shard import IMAGE_SUFFIXES, Shard
 
 __all__ = ["IMAGE_SUFFIXES", "STAGES", "as_markdown", "loss_rows"]
@@ -21,6 +22,7 @@ STAGES = {
         "finetune": Finetune,
         "embed": Embed,
         "probe": Probe,
+        "retrieve": Retrieve,
         "report": Report,
     }.items()
 }

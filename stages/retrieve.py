@@ -1,0 +1,340 @@
+"""How well images of one class find one another: ranking of a gallery, verification of pairs, and an open set."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import BadData, NotFinite
+from pipeline.run import Run
+from stages.evaluation import (
+    Answers,
+    FeatureFile,
+    Features,
+    QuerySets,
+    Ranking,
+    TooFewIdentities,
+    answer_queries,
+    auroc,
+    bootstrap_interval,
+    choose_threshold,
+    count_pairs,
+    map_at_5_interval,
+    open_set_curve,
+    oscr,
+    oscr_points,
+    pair_sets,
+    rank_gallery,
+    read_features,
+    verify,
+)
+from stages.settings.retrieve import OpenSet, Retrieve
+
+FEW_IDENTITIES = 10
+"""Queries of fewer classes than this hardly say how far a figure would move with others."""
+NEW_SHARES = tuple(tenths / 10 for tenths in range(10))
+"""Shares of new queries that the curve of an open set has."""
+
+Values = list[str | None]
+
+
+def retrieve(run: Run, settings: Retrieve) -> None:
+    """Write metrics.json and neighbours.parquet."""
+    features = read_features(run.input("features"))
+    if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
+        raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
+    column = None if settings.by is None else FeatureFile(run.input("features")).attribute(settings.by.column)
+    sets = _arrange(run, settings, features, column, *settings.splits)
+    _check(run, settings, sets)
+    opened = None if settings.open_set is None else _opened(run, settings, settings.open_set, features, column, sets)
+    measurements = 1 + settings.verification + (settings.open_set is not None)
+    with run.progress(measurements, "measurements") as progress:
+        ranking = rank_gallery(
+            sets.queries.features,
+            sets.gallery.features,
+            sets.queries.labels,
+            sets.gallery.labels,
+            sets.same,
+            settings.neighbours,
+        )
+        metrics = _figures(run, settings, sets, ranking)
+        progress.advance()
+        if settings.verification:
+            metrics["verification"] = _verification(run, sets)
+            progress.advance()
+        if settings.open_set is not None and opened is not None:
+            metrics["open_set"] = _open_set(run, settings, settings.open_set, *opened)
+            progress.advance()
+    metrics |= {
+        "protocol": _protocol(settings, features, sets),
+        "encoder": features.card["encoder"],
+        "classes": features.classes,
+    }
+    (run.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    _write_neighbours(run, sets, ranking)
+    headline = {f"recall_{k}": metrics["recall"][str(k)] for k in settings.recall_at}
+    run.count(queries=len(sets.queries), gallery=len(sets.gallery), map_at_r=metrics["map_at_r"], **headline)
+
+
+def _arrange(
+    run: Run, settings: Retrieve, features: Features, column: Values | None, query_split: str, gallery_split: str
+) -> QuerySets:
+    """Labelled queries, and the gallery with what is unlabelled in it."""
+    by = settings.by
+    queries = _part(run, settings, features, column, query_split, () if by is None else by.queries)
+    gallery = _part(run, settings, features, column, gallery_split, () if by is None else by.gallery)
+    labelled = np.flatnonzero(queries.labels.numpy() >= 0)
+    if not len(labelled):
+        raise BadData(
+            f"{run.step}: no {query_split} image that is a query has a label; retrieval needs them (a folder for each "
+            "class)"
+        )
+    if len(labelled) < len(queries):
+        run.warn(f"{len(queries) - len(labelled):,} of {len(queries):,} queries have no label and are left out")
+    unlabelled = int((gallery.labels < 0).sum())
+    if unlabelled:
+        run.warn(
+            f"{unlabelled:,} of {len(gallery):,} gallery images have no label: they count as wrong where they are found"
+        )
+    return pair_sets(queries.select(labelled), gallery)
+
+
+def _part(
+    run: Run, settings: Retrieve, features: Features, column: Values | None, split: str, values: Sequence[str]
+) -> Features:
+    """The samples of a split, of those values of the column where there is one."""
+    chosen = features.splits == split
+    if not chosen.any():
+        there = ", ".join(dict.fromkeys(features.splits.tolist()))
+        raise BadData(
+            f"{run.step}: the features have no {split} split, they have {there}; the stage shard draws one with "
+            "splits: drawn"
+        )
+    if column is not None and settings.by is not None:
+        text = np.array(["" if value is None else value for value in column])
+        there = np.unique(text[chosen & (text != "")]).tolist()
+        lacking = [value for value in values if value not in there]
+        if lacking:
+            raise BadData(
+                f"{run.step}.by: no {split} image has {settings.by.column} {lacking[0]!r}; there are {_listed(there)}"
+            )
+        chosen &= np.isin(text, values)
+    part = features.select(np.flatnonzero(chosen))
+    several = int((part.label_counts > 1).sum())
+    if several:
+        raise BadData(
+            f"{run.step}: {several:,} of {len(part):,} {split} images have several labels; retrieval by several labels "
+            "comes with a later version"
+        )
+    return part
+
+
+def _check(run: Run, settings: Retrieve, sets: QuerySets) -> None:
+    """Whether there is something to find, and a word about what a reader of the figures should know."""
+    queries, gallery, classes = sets.queries, sets.gallery, sets.queries.classes
+    lost = sets.relevant == 0
+    if lost.all():
+        raise BadData(
+            f"{run.step}: no query has another image of its class in the gallery: of {len(queries):,} queries none "
+            "can be answered; `gallery` or `by` names another"
+        )
+    if len(gallery.labels.unique()) == 1:
+        raise BadData(
+            f"{run.step}: all {len(gallery):,} gallery images are {classes[int(gallery.labels[0])]!r}: whatever is "
+            "found is right; retrieval needs two classes"
+        )
+    if lost.any():
+        run.warn(
+            f"the gallery has no other image of the class {_names(classes, queries.labels[lost].unique().tolist())}: "
+            f"{int(lost.sum()):,} of {len(queries):,} queries are left out of the figures"
+        )
+    smallest = int(sets.searched.min())
+    beyond = [k for k in settings.recall_at if k > smallest]
+    if beyond:
+        run.warn(
+            f"k = {', '.join(map(str, beyond))} is more than the {smallest:,} images that a query is compared with: "
+            f"recall there is that at {smallest:,} (recall_at)"
+        )
+    identities = len(queries.labels[~torch.from_numpy(lost)].unique())
+    if identities < FEW_IDENTITIES:
+        run.warn(f"the queries are of {identities} classes: too few for an interval to be relied on")
+    sharing = sets.sharing_a_group()
+    if sharing:
+        run.warn(
+            f"{sharing:,} of {len(queries):,} queries have images of their own group in the gallery: the figures "
+            "flatter"
+        )
+
+
+def _figures(run: Run, settings: Retrieve, sets: QuerySets, ranking: Ranking) -> dict[str, Any]:
+    """Means over the queries that have something to find, with intervals that draw whole classes."""
+    counted = ranking.has_relevant
+    groups = sets.queries.labels.numpy()[counted]
+
+    def mean(name: str, values: NDArray) -> dict[str, Any]:
+        interval = bootstrap_interval(values[counted], settings.bootstrap_samples, run.seed, groups=groups)
+        return {name: float(values[counted].mean()), f"{name}_ci95": list(interval)}
+
+    recall: dict[str, Any] = {}
+    for k in settings.recall_at:
+        recall |= mean(str(k), ranking.hits(k))
+    longest = min(max(settings.recall_at), len(sets.gallery))
+    return {
+        "recall": recall,
+        **mean("map_at_r", ranking.average_precision_at_r),
+        **mean("r_precision", ranking.r_precision),
+        "map": mean("5", ranking.average_precision_at_5),
+        **mean("mrr", ranking.reciprocal_rank),
+        "cmc": [float(ranking.hits(rank)[counted].mean()) for rank in range(1, longest + 1)],
+    }
+
+
+def _verification(run: Run, sets: QuerySets) -> dict[str, Any] | None:
+    """Errors over all pairs; None where there are not pairs of both kinds."""
+    genuine, impostors = count_pairs(
+        sets.queries.features, sets.gallery.features, sets.queries.labels, sets.gallery.labels, sets.same
+    )
+    if not genuine.any() or not impostors.any():
+        run.warn("no verification: there are no pairs of images of different classes")
+        return None
+    found = verify(genuine, impostors)
+    false_matches, misses, thresholds = zip(*found.roc, strict=True)
+    return {
+        "genuine_pairs": found.genuine,
+        "impostor_pairs": found.impostors,
+        "eer": found.eer,
+        "auc": found.auc,
+        "fnmr": {f"{rate:.0e}".replace("e-0", "e-"): value for rate, value in found.fnmr.items()},
+        "error": found.error,
+        "roc": {"fmr": false_matches, "fnmr": misses, "threshold": thresholds},
+    }
+
+
+def _opened(
+    run: Run, settings: Retrieve, wanted: OpenSet, features: Features, column: Values | None, sets: QuerySets
+) -> tuple[QuerySets, QuerySets]:
+    """Those that the threshold is chosen on, and those that are scored: galleries that lack a share of identities."""
+    split = wanted.validation_split
+    validation = _arrange(run, settings, features, column, split, split)
+    taken = np.unique(np.concatenate([sets.queries.labels, sets.gallery.labels, _train_labels(features)]))
+    there = validation.queries.labels.unique().numpy()
+    shared = int(np.isin(there, taken).sum())
+    if 0 < shared < len(there):
+        run.warn(
+            f"{shared:,} of the {len(there):,} classes of {split} are classes of train or of the queries too: the "
+            "threshold is chosen on the others"
+        )
+    apart = validation.without(taken[taken >= 0])
+    try:
+        return apart.with_new(wanted.new_share, run.seed), sets.with_new(wanted.new_share, run.seed)
+    except TooFewIdentities as reason:
+        raise BadData(
+            f"{run.step}.open_set: {reason}; {split} and {settings.splits[0]} each need two classes, one known and one "
+            "new, that no other split has: the stage shard makes such splits by split_by: class"
+        ) from reason
+
+
+def _open_set(run: Run, settings: Retrieve, wanted: OpenSet, validation: QuerySets, sets: QuerySets) -> dict[str, Any]:
+    """A threshold from identities of the validation split, and what it gives on those of the queries."""
+    share = wanted.new_share
+    chosen_on, answers = (
+        answer_queries(one.queries.features, one.gallery.features, one.queries.labels, one.gallery.labels, one.same)
+        for one in (validation, sets)
+    )
+    threshold = choose_threshold(chosen_on, share)
+    scores = answers.scores(threshold)
+    interval = map_at_5_interval(answers, threshold, share, settings.bootstrap_samples, run.seed)
+    return {
+        "map": {
+            "5": answers.map_at_5(threshold, share),
+            "5_ci95": list(interval),
+            "5_known": float(scores[~answers.is_new].mean()),
+            "5_new": float(scores[answers.is_new].mean()),
+        },
+        "threshold": threshold,
+        "new_share": share,
+        "curve": open_set_curve(chosen_on, answers, NEW_SHARES, threshold),
+        "auroc": auroc(answers),
+        "oscr": oscr(answers),
+        "oscr_curve": oscr_points(answers),
+        **_counts(answers),
+        "validation": {
+            "split": wanted.validation_split,
+            "map": {"5": chosen_on.map_at_5(threshold, share)},
+            **_counts(chosen_on),
+        },
+    }
+
+
+def _counts(answers: Answers) -> dict[str, Any]:
+    parts = {"known": ~answers.is_new, "new": answers.is_new}
+    return {
+        "queries": {name: int(part.sum()) for name, part in parts.items()},
+        "identities": {name: len(np.unique(answers.label[part])) for name, part in parts.items()},
+    }
+
+
+def _protocol(settings: Retrieve, features: Features, sets: QuerySets) -> dict[str, Any]:
+    """How the figures came about."""
+    relevant = sets.relevant
+    found = relevant > 0
+    asked = np.unique(sets.queries.labels.numpy())
+    in_train = int(np.isin(asked, _train_labels(features)).sum())
+    return {
+        "queries": len(sets.queries),
+        "gallery": len(sets.gallery),
+        "splits": dict(zip(("queries", "gallery"), settings.splits, strict=True)),
+        "by": None if settings.by is None else settings.by.model_dump(mode="json"),
+        "leave_one_out": bool((sets.same >= 0).any()),
+        "identities": len(asked),
+        "gallery_identities": len(np.unique(sets.gallery.labels[sets.gallery.labels >= 0])),
+        "gallery_without_label": int((sets.gallery.labels < 0).sum()),
+        "queries_without_match": int((~found).sum()),
+        "identities_without_match": len(np.unique(sets.queries.labels[~found])),
+        "chance_recall_1": float((relevant[found] / sets.searched[found]).mean()),
+        "classes": "shared" if in_train else "disjoint",
+        "query_classes_in_train": in_train,
+        "encoder_saw_labels": bool(features.card["encoder"]["labels_seen"]),
+        "queries_sharing_a_group": sets.sharing_a_group() if sets.queries.has_groups else None,
+        "similarity": "cosine",
+        "bootstrap_samples": settings.bootstrap_samples,
+    }
+
+
+def _train_labels(features: Features) -> NDArray[np.int64]:
+    """Labels that training images have."""
+    labels = features.labels.numpy()[features.splits == "train"]
+    return np.unique(labels[labels >= 0])
+
+
+def _write_neighbours(run: Run, sets: QuerySets, ranking: Ranking) -> None:
+    """A row a query: its nearest gallery images, and its own figures for comparisons in pairs."""
+    index = ranking.neighbours.index.numpy()
+    right = sets.gallery.labels.numpy()[index] == sets.queries.labels.numpy()[:, None]
+    columns = {
+        "id": pa.array(sets.queries.ids, pa.int64()),
+        "label": pa.array(sets.queries.labels.numpy(), pa.int32()),
+        "neighbours": pa.array([*sets.gallery.ids[index]], pa.list_(pa.int64())),
+        "similarities": pa.array([*ranking.neighbours.similarity.numpy()], pa.list_(pa.float32())),
+        "right": pa.array([*right], pa.list_(pa.bool_())),
+        "relevant": pa.array(ranking.relevant, pa.int64()),
+        "first_rank": pa.array(ranking.first, pa.int64()),
+        "r_precision": pa.array(ranking.r_precision),
+        "average_precision_at_r": pa.array(ranking.average_precision_at_r),
+        "average_precision_at_5": pa.array(ranking.average_precision_at_5),
+    }
+    pq.write_table(pa.table(columns), run.out / "neighbours.parquet", compression="none")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first five."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _names(classes: Sequence[str], labels: Sequence[int]) -> str:
+    return _listed([repr(classes[label]) for label in labels])
