@@ -338,7 +338,9 @@ def _card(
     head, head_card = objective.head, None
     if head is not None:
         names = objective.names if head.classes else None
-        head_card = HeadCard(kind=head.kind, classes=head.classes, centres=head.centres, names=names, learned_from=seen)
+        head_card = HeadCard(
+            kind=head.kind, classes=head.classes, centres=head.centres, scale=head.scale, names=names, learned_from=seen
+        )
     # Labels that trained a head alone left no trace in the encoder.
     is_trained = trained is not start.encoder or any(one.requires_grad for one in start.encoder.parameters())
     labels_seen = (*start.labels_seen, seen) if is_trained else start.labels_seen

@@ -65,6 +65,7 @@ def bce(options: Options, rows: Tensor, labels: list[int], p: Parameters, counts
     gamma, alpha = options.get("gamma", 0.0), options.get("alpha")
     weights, losses = class_weights(options, counts), []
     for row, label in zip(rows, labels, strict=True):
+        row = row if options.get("scale") is None else options["scale"] * row / row.norm()
         parts = []
         for k, (w, b) in enumerate(zip(p["head.weight"], p["head.bias"], strict=True)):
             probability = 1 / (1 + (-(w @ row + b)).exp())

@@ -35,6 +35,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"name": "cross_entropy", "class_weights": "effective_number"},
     {"name": "bce"},
     {"name": "bce", "class_weights": "effective_number"},
+    {"name": "bce", "scale": 16.0},
     {"name": "focal"},
     {"name": "focal", "gamma": 1.5, "alpha": 0.25},
     {"name": "pairs_concatenated"},

@@ -17,9 +17,9 @@ ClassWeights = Literal["none", "effective_number"]
 class ClassificationLoss(Loss):
     """A loss on the scores of a head. Images without a class do not count, unless the loss says otherwise."""
 
-    def __init__(self, task: Task, head_kind: HeadKind, centres: int = 1):
+    def __init__(self, task: Task, head_kind: HeadKind, centres: int = 1, scale: float | None = None):
         super().__init__()
-        self.head = build_head(head_kind, task.embedding_size, len(task.class_counts), centres)
+        self.head = build_head(head_kind, task.embedding_size, len(task.class_counts), centres, scale)
 
     @property
     def trained_head(self) -> Head:
@@ -69,12 +69,14 @@ class BinaryCrossEntropy(ClassificationLoss):
 
     Args:
         class_weights: see `weights_of_classes`; a class's loss counts as it weighs.
+        scale: length that embeddings are brought to, 16 in the winning solution of the Humpback Whale competition;
+            None: they keep theirs.
     """
 
     counts_unknown = True
 
-    def __init__(self, task: Task, class_weights: ClassWeights):
-        super().__init__(task, "linear")
+    def __init__(self, task: Task, class_weights: ClassWeights, scale: float | None = None):
+        super().__init__(task, "linear", scale=scale)
         self.register_buffer("weights", weights_of_classes(class_weights, task.class_counts), persistent=False)
 
     def losses_of_rows(

@@ -85,6 +85,8 @@ class HeadCard(_Part):
     """0 of a head of pairs."""
     centres: int = 1
     """Of each class."""
+    scale: float | None = None
+    """Length that embeddings are brought to before it."""
     names: tuple[str, ...] | None = None
     """Of the classes; None where an early version of the stage wrote it: then they are those of the shards."""
     learned_from: LabelsCard | None = None
@@ -289,7 +291,7 @@ def keep_projector_layers(encoder: Encoder, card: ModelCard, folder: Path, layer
 def load_head(folder: Path, card: ModelCard) -> Head:
     """The trained head of an encoder: embeddings [N, D] -> scores [N, classes], or of pairs. The card has one."""
     assert card.head is not None
-    head = build_head(card.head.kind, card.embedding_size, card.head.classes, card.head.centres)
+    head = build_head(card.head.kind, card.embedding_size, card.head.classes, card.head.centres, card.head.scale)
     load_weights(head, folder / HEAD_FILE)
     return head.eval()
 

@@ -17,26 +17,30 @@ class Head(nn.Module, ABC):
     Attributes:
         classes: 0 of a head of pairs.
         centres: directions of each class.
+        scale: length that embeddings are brought to; None: they keep theirs.
     """
 
     kind: ClassVar[HeadKind]
     classes: int = 0
     centres: int = 1
+    scale: float | None = None
 
 
 class Linear(Head):
-    """A weight for each class and dimension, and a bias for each class."""
+    """A weight for each class and dimension, and a bias for each class; of unit vectors times `scale` if it is given."""
 
     kind = "linear"
 
-    def __init__(self, embedding_size: int, classes: int):
+    def __init__(self, embedding_size: int, classes: int, scale: float | None = None):
         super().__init__()
-        self.classes = classes
+        self.classes, self.scale = classes, scale
         self.weight = nn.Parameter(LINEAR_DEVIATION * torch.randn(classes, embedding_size))
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """[N, D] -> [N, classes]"""
+        if self.scale is not None:
+            embeddings = self.scale * F.normalize(embeddings, dim=1)
         return F.linear(embeddings, self.weight, self.bias)
 
 
@@ -91,11 +95,13 @@ class Difference(PairHead):
         return self.linear((left - right).abs())[:, 0]
 
 
-def build_head(kind: HeadKind, embedding_size: int, classes: int = 0, centres: int = 1) -> Head:
+def build_head(
+    kind: HeadKind, embedding_size: int, classes: int = 0, centres: int = 1, scale: float | None = None
+) -> Head:
     """A new head; its weights are drawn from torch's global generator."""
     match kind:
         case "linear":
-            return Linear(embedding_size, classes)
+            return Linear(embedding_size, classes, scale)
         case "prototypes":
             return Prototypes(embedding_size, classes, centres)
         case "concatenated":

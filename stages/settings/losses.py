@@ -107,6 +107,7 @@ class BinaryCrossEntropy(_ClassWeighted):
     choose_when = "an image may be of no class, beside a loss that compares"
 
     name: Literal["bce"]
+    scale: float | None = setting(None, "length that embeddings are brought to; left out: they keep theirs", gt=0)
 
 
 class Focal(_ClassWeighted):
