@@ -5,8 +5,10 @@ Torch-free, so that `simclr status` and `simclr --help` stay quick.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Union, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
@@ -177,8 +179,7 @@ ONE, SEVERAL = "(one)", "(several)"
 
 def one_or_several(kinds: Sequence[type[Settings]]) -> Any:
     """The type of a field that takes a group of one of these kinds, told apart by its `name`, or a list of such."""
-    union: Any = Union[tuple(kinds)]  # noqa: UP007 - of a list
-    one: Any = Annotated[union, Field(discriminator="name")]
+    one: Any = Annotated[reduce(or_, kinds), Field(discriminator="name")]
     return Annotated[Annotated[one, Tag(ONE)] | Annotated[tuple[one, ...], Tag(SEVERAL)], Discriminator(_how_many)]
 
 

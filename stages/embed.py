@@ -19,7 +19,7 @@ from stages.images.index import ATTRIBUTE
 from stages.models import Encoder, build_encoder, load_encoder
 from stages.models.encoders import PUBLISHED_WIDTH, TIMM_PREFIX, require_backbone
 from stages.settings.embed import Embed
-from stages.views import Interpolation, evaluation_view, read_policy
+from stages.views import Interpolation, evaluation_view, read_policy, squares
 
 Colour = tuple[float, ...]
 
@@ -187,7 +187,7 @@ def _embedded(run: Run, settings: Embed, source: Source, shards: Shards) -> Iter
         turn = batches[first : first + run.ranks]
         mine = torch.empty(0, source.dimension, device=run.device)
         if run.rank < len(turn):
-            mine = _rows(source, shards.batch(turn[run.rank], settings.workers), run.device)
+            mine = _rows(source, settings, shards.batch(turn[run.rank], settings.workers), run.device)
         rows = run.gather(mine).cpu().numpy()
         if run.rank == 0:
             for positions in turn:
@@ -196,10 +196,13 @@ def _embedded(run: Run, settings: Embed, source: Source, shards: Shards) -> Iter
 
 
 @torch.no_grad()
-def _rows(source: Source, batch: Batch, device: torch.device) -> Tensor:
-    """[B, D] float32"""
-    images = evaluation_view(
-        batch.images.to(device), batch.sizes, source.image_size, source.mean, source.std,
-        source.interpolation, source.antialias,
-    )  # fmt: skip
-    return source.features(images).float()
+def _rows(source: Source, settings: Embed, batch: Batch, device: torch.device) -> Tensor:
+    """[B, D] float32, the mean over what is looked at of each image."""
+    images, looks = batch.images.to(device), []
+    for square in squares(settings.crops, settings.mirror):
+        view = evaluation_view(
+            images, batch.sizes, source.image_size, source.mean, source.std,
+            source.interpolation, source.antialias, square,
+        )  # fmt: skip
+        looks.append(source.features(view).float())
+    return looks[0] if len(looks) == 1 else torch.stack(looks).mean(dim=0)

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,9 @@ from conftest import RunStage
 from PIL import Image
 
 from stages.evaluation import FeatureFile, read_features
-from stages.images import open_shards
+from stages.images import open_shards, read_summary
 from stages.models import UnusableBackbone, build_encoder, load_encoder
-from stages.views import evaluation_view
+from stages.views import evaluation_view, squares
 
 TINY: dict[str, Any] = {"architecture": {"backbone": "resnet10", "width": 4}, "image_size": 8, "device": "cpu"}
 
@@ -144,6 +144,27 @@ def test_pixels_are_the_evaluation_view_from_0_to_1(run_stage: RunStage, shards:
     )
     torch.testing.assert_close(features[5], view.flatten())
     assert 0 <= features.min() < 0.2 < 0.8 < features.max() <= 1
+
+
+@pytest.mark.parametrize(("crops", "mirror"), [(1, True), (5, False), (5, True)])
+def test_features_are_means_over_what_is_looked_at(
+    run_stage: RunStage, shards: Path, crops: Literal[1, 5], mirror: bool
+) -> None:
+    settings = TINY | {"encoder": "random", "crops": crops, "mirror": mirror}
+    features = read_features(run_stage("embed", settings, {"shards": shards})).features
+    plain = read_features(run_stage("embed", TINY | {"encoder": "random"}, {"shards": shards})).features
+    assert (features - plain).abs().max() > 1e-3
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet10", 4, 64, False, 8).eval()
+    sample, statistics = open_shards(shards, "train")[5], read_summary(shards)["statistics"]
+    mean, std = tuple(statistics["mean"]), tuple(statistics["std"])
+    looks = [
+        evaluation_view(sample.image[None], None, 8, mean, std, square=square) for square in squares(crops, mirror)
+    ]
+    assert len(looks) == crops * (2 if mirror else 1)
+    with torch.no_grad():
+        wanted = torch.stack([encoder(look)[0] for look in looks]).mean(dim=0)
+    torch.testing.assert_close(features[5], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_random_is_what_pretraining_starts_from(run_stage: RunStage, shards: Path) -> None:

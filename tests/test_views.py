@@ -15,11 +15,13 @@ from stages.views import (
     Parameters,
     Policy,
     PolicyError,
+    Square,
     draw,
     evaluation_view,
     kornia_engine,
     load,
     preset,
+    squares,
     write_policy,
 )
 from stages.views.resample import crop_and_resize
@@ -258,6 +260,24 @@ def test_evaluation_is_a_central_square_resized() -> None:
                 )  # fmt: skip
                 expected = published.normalize(square.clamp(0, 1), list(NEUTRAL["mean"]), list(NEUTRAL["std"])).float()
                 torch.testing.assert_close(view, expected, rtol=0, atol=0.25 * ONE_LEVEL)
+
+
+def test_other_squares_are_cut_where_they_say() -> None:
+    images, sizes = canvas_of(6, 40, 50)
+    found = squares(5, mirror=True)
+    assert len(found) == len(set(found)) == 10
+    for square in found:
+        ours = evaluation_view(images, sizes, 32, **NEUTRAL, square=square)
+        for view, image, (height, width) in zip(ours, images, sizes.tolist(), strict=True):
+            side = round(min(height, width) * 0.875)
+            top, left = (height - side) * square.down // 2, (width - side) * square.right // 2
+            cut = image[:, top : top + side, left : left + side]
+            if square.mirrored:
+                cut = cut.flip(-1)
+            whole = evaluation_view(cut[None].contiguous(), None, 32, **NEUTRAL)[0]
+            torch.testing.assert_close(view, whole, rtol=0, atol=1e-5)
+    assert squares(1, mirror=False) == (Square(),)
+    assert squares(1, mirror=True) == (Square(), Square(mirrored=True))
 
 
 def test_evaluation_of_small_images_at_their_own_size_is_the_image() -> None:

@@ -27,7 +27,7 @@ class Head(nn.Module, ABC):
 
 
 class Linear(Head):
-    """A weight for each class and dimension, and a bias for each class; of unit vectors times `scale` if it is given."""
+    """A weight for each class and dimension, a bias for each class; of unit vectors times `scale` where it is given."""
 
     kind = "linear"
 

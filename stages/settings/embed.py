@@ -29,6 +29,8 @@ class Embed(StageSettings):
     )
     architecture: Architecture = setting(Architecture(), "of a `random` encoder")
     image_size: int = setting(32, "pixels, for `random` and `pixels` without `views`; an encoder brings its own", ge=1)
+    mirror: bool = setting(False, "the mean over each image and its mirror image (of embeddings)")
+    crops: Literal[1, 5] = setting(1, "5: the mean over the centre and the four corners, of 0.875 of the short side")
     batch_size: int = setting(500, "images in a batch", ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to compute", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)

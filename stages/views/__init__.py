@@ -6,6 +6,7 @@ pair = views(images, sample_ids, epoch, sizes)  # float32 [2, B, C, h, w], norma
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ __all__ = [
     "Parameters",
     "Policy",
     "PolicyError",
+    "Square",
     "Views",
     "compute_views",
     "draw",
@@ -41,12 +43,42 @@ __all__ = [
     "load",
     "preset",
     "read_policy",
+    "squares",
     "to_device",
     "write_policy",
 ]
 
 EVALUATION_CROP = 0.875
 """Share of the short side that evaluation looks at where views are large (google-research/simclr, CROP_PROPORTION)."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """Where an image is looked at.
+
+    Attributes:
+        down, right: halves of what is free above and to the left of it: 1 is the middle, 0 and 2 are the edges.
+        mirrored: left to right.
+        is_smaller: its side is 0.875 of the short side, whatever the size of the view.
+    """
+
+    down: int = 1
+    right: int = 1
+    mirrored: bool = False
+    is_smaller: bool = False
+
+
+CENTRE = Square()
+
+
+def squares(crops: Literal[1, 5], mirror: bool) -> tuple[Square, ...]:
+    """The central square, or it and the four corners (Krizhevsky et al. 2012, section 4.1); each mirrored as well."""
+    places = ((1, 1),) if crops == 1 else ((1, 1), (0, 0), (0, 2), (2, 0), (2, 2))
+    return tuple(
+        Square(down, right, mirrored, crops == 5)
+        for mirrored in ((False, True) if mirror else (False,))
+        for down, right in places
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +140,7 @@ def evaluation_view(
     std: tuple[float, ...],
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
+    square: Square = CENTRE,
 ) -> Tensor:
     """The one view that evaluation and export use: a central square, resized. Nothing is drawn.
 
@@ -116,16 +149,19 @@ def evaluation_view(
     Args:
         images, sizes: as for Views.
         mean, std: by channel, scale 0 to 1.
+        square: another than the central one.
     Returns:
         float32 [B, C, image_size, image_size], normalised.
     """
     images, sizes = _check_images(images, sizes, None, len(mean))
     sizes = to_device(sizes, images.device)
     short_side = sizes.amin(dim=1)
-    side = short_side if image_size <= SMALL_IMAGE_SIZE else torch.round(short_side * EVALUATION_CROP).to(torch.int64)
-    top, left = ((sizes - side[:, None]) // 2).unbind(1)
+    is_whole = image_size <= SMALL_IMAGE_SIZE and not square.is_smaller
+    side = short_side if is_whole else torch.round(short_side * EVALUATION_CROP).to(torch.int64)
+    free = sizes - side[:, None]
+    top, left = free[:, 0] * square.down // 2, free[:, 1] * square.right // 2
     unflipped = torch.zeros_like(side, dtype=torch.bool)
-    boxes = Boxes(top, left, side, side, unflipped, unflipped)
+    boxes = Boxes(top, left, side, side, torch.full_like(unflipped, square.mirrored), unflipped)
     views = torch.empty(*images.shape[:2], image_size, image_size, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         for part in batch_parts(images, image_size):
