@@ -179,7 +179,8 @@ ONE, SEVERAL = "(one)", "(several)"
 
 def one_or_several(kinds: Sequence[type[Settings]]) -> Any:
     """The type of a field that takes a group of one of these kinds, told apart by its `name`, or a list of such."""
-    one: Any = Annotated[reduce(or_, kinds), Field(discriminator="name")]
+    union: Any = reduce(or_, kinds)
+    one: Any = Annotated[union, Field(discriminator="name")]
     return Annotated[Annotated[one, Tag(ONE)] | Annotated[tuple[one, ...], Tag(SEVERAL)], Discriminator(_how_many)]
 
 
