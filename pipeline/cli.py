@@ -313,6 +313,37 @@ def embed(
         print(f"{out}  {counts['images']:,} vectors of {counts['dimension']} numbers")
 
 
+@app.command(epilog="Example: simclr search digits/simclr image.png --gallery digits/features --collage found.png")
+def search(
+    reference: Reference,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="What is searched for.")],
+    gallery: Annotated[
+        str, typer.Option(metavar="REF|FOLDER", help="A folder of images, or features (stage embed) of this encoder.")
+    ],
+    neighbours: Annotated[int, typer.Option(min=1, help="Nearest images of each.")] = 10,
+    collage: Annotated[Path | None, typer.Option(metavar="FILE", help="A .png file: a picture of them.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images of a folder at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """The images that are most like a given one, nearest first, with cosine similarity and distance."""
+    opened = Store(store)
+    encoder = opened.load(reference)
+    where = Path(gallery) if Path(gallery).is_dir() else opened.features_of(gallery, reference)
+    found = encoders.search(
+        encoder, images, where, IMAGE_SUFFIXES, count=neighbours, collage=collage, batch_size=batch_size, device=device,
+        workers=workers,
+    )  # fmt: skip
+    if as_json:
+        _print_json({"encoder": encoder.reference, "gallery": gallery, "found": found})
+    else:
+        display.neighbours(found)
+        if collage is not None:
+            print(collage)
+
+
 @app.command(epilog="Example: simclr export digits/simclr@latest digits-encoder --format safetensors")
 def export(
     reference: Reference,

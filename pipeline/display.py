@@ -174,6 +174,17 @@ def rows(table: Sequence[Mapping[str, str]]) -> None:
     _print_table([*table[0]], [[*row.values()] for row in table])
 
 
+def neighbours(found: Sequence[Mapping[str, Any]]) -> None:
+    """What each query found, nearest first."""
+    lines = [
+        [one["query"] if rank == 1 else "", rank, f"{near['similarity']:.4f}", f"{near['distance']:.4f}",
+         near["label"] or "", near["key"]]
+        for one in found
+        for rank, near in enumerate(one["neighbours"], start=1)
+    ]  # fmt: skip
+    _print_table(["query", "rank", "cosine", "distance", "label", "image"], lines)
+
+
 def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Damaged files by artifact, and the count of those that are whole."""
     for reference, found in problems.items():

@@ -5,6 +5,7 @@ The code that knows images and models is reached by name, here and nowhere else:
 """
 
 import importlib
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,13 +52,7 @@ def embed_folder(
         raise UsageError(f"{out}: --out is a file that ends in .parquet")
     if not out.parent.is_dir():
         raise UsageError(f"{out}: no such folder: {out.parent}")
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    images: Sequence[tuple[Path, str]] = sorted(
-        ((path, relative) for path, relative, _ in files_below(folder, suffixes)), key=lambda one: one[1]
-    )
-    if not images:
-        raise UsageError(f"{folder}: no files here ending in {', '.join(sorted(suffixes))}")
+    images = _images_below(folder, suffixes)
     reporter = Reporter("embed")
     if encoder.learned_from_tiles:
         reporter.warn("the encoder learned from tiles at full size, and here each image is scaled down as a whole")
@@ -80,6 +75,87 @@ def embed_folder(
         "dimension": encoder.embedding_size,
         "out": str(out),
     }
+
+
+def search(
+    encoder: Any,
+    queries: Sequence[Path],
+    gallery: Path | tuple[Path, Path],
+    suffixes: frozenset[str],
+    *,
+    count: int,
+    collage: Path | None,
+    batch_size: int,
+    device: str,
+    workers: int,
+) -> list[dict[str, Any]]:
+    """The images of a gallery that are most like each query.
+
+    Args:
+        encoder: as `load` gives it.
+        gallery: a folder of images; or the files of an artifact of the stage `embed`, and of its shards.
+        count: neighbours of each.
+        collage: a .png file for a picture of them, one row a query.
+
+    Returns:
+        For each query {"query", "neighbours": [{"key", "label", "similarity", "distance"}]}, nearest first.
+
+    Raises:
+        UsageError: a query that is no file, no such gallery, or `collage` is no .png.
+    """
+    if collage is not None and (collage.suffix != ".png" or not collage.parent.is_dir()):
+        raise UsageError(f"{collage}: --collage is a file that ends in .png, in a folder that is there")
+    for query in queries:
+        if not query.is_file():
+            raise UsageError(f"{query}: no such file")
+    searching, reporter = importlib.import_module(f"{PACKAGE}.search"), Reporter("search")
+    vectors = searching.query_vectors(encoder, queries, device)
+    if isinstance(gallery, tuple):
+        found_in = searching.gallery_of_features(*gallery)
+    else:
+        images = _images_below(gallery, suffixes)
+        with Progress(reporter, len(images), "images") as progress, tempfile.TemporaryDirectory() as scratch:
+            found_in, rejected = searching.gallery_of_folder(
+                encoder, images, Path(scratch) / "vectors.parquet", batch_size=batch_size, device=device,
+                workers=workers, advance=progress.advance,
+            )  # fmt: skip
+        _warn_of_rejected(reporter, rejected)
+    if count > len(found_in.keys):
+        reporter.warn(f"the gallery has {len(found_in.keys):,} images, fewer than the {count} that are asked for")
+    found = searching.search(vectors, found_in, count)
+    if collage is not None:
+        searching.collage(queries, found_in, found).save(collage)
+    return [
+        {
+            "query": str(query),
+            "neighbours": [
+                {
+                    "key": found_in.keys[place],
+                    "label": found_in.labels[place],
+                    "similarity": round(similarity, 6),
+                    "distance": round(distance, 6),
+                }
+                for place, similarity, distance in zip(places, similarities, apart, strict=True)
+            ],
+        }
+        for query, places, similarities, apart in zip(
+            queries,
+            found.index.tolist(),
+            found.similarity.tolist(),
+            searching.distances(found.similarity).tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _images_below(folder: Path, suffixes: frozenset[str]) -> list[tuple[Path, str]]:
+    """(file, path to show) of all images, in order. Raises UsageError where there are none."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    images = sorted(((path, relative) for path, relative, _ in files_below(folder, suffixes)), key=lambda one: one[1])
+    if not images:
+        raise UsageError(f"{folder}: no files here ending in {', '.join(sorted(suffixes))}")
+    return images
 
 
 def _warn_of_rejected(reporter: Reporter, rejected: Sequence[tuple[str, str]]) -> None:

@@ -388,6 +388,29 @@ class Store:
             pending += [self.record(*run) for run in one.input_runs]
         return encoders.load(self.files(record.stage, record.digest), version.reference, made_by)
 
+    def features_of(self, reference: str, encoder: str) -> tuple[Path, Path]:
+        """The files of features, and those of the images behind them.
+
+        Args:
+            reference: an artifact of the stage `embed`.
+            encoder: the REF of the encoder that must have made it.
+
+        Raises:
+            UsageError: it is something else, or another encoder made it.
+        """
+        version, maker = self.resolve(reference), self.resolve(encoder)
+        record = self.record(version.stage, version.key, version.digest)
+        if record.stage != "embed":
+            raise UsageError(
+                f"{reference} was made by {record.stage}: a gallery is a folder, or a step of the stage embed"
+            )
+        if record.inputs.get("encoder") != maker.digest:
+            raise UsageError(f"{reference} holds features of another encoder than {encoder}: embed the images with it")
+        self.require_whole(record)
+        shards = next(self.record(*run) for run in record.input_runs if run[0] == "shard")
+        self.require_whole(shards)
+        return self.files(record.stage, record.digest), self.files(shards.stage, shards.digest)
+
 
 def open_store(path: Path | str | None = None) -> Store:
     """Open the store at `path`, at $SIMCLR_STORE, or at ./artifacts."""

@@ -1,0 +1,133 @@
+"""`simclr search`: the same order as plain cosines, from features and from a folder, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import cli
+
+RECIPE = """
+name: tiny
+steps:
+  shards:   {{stage: shard, source: "folder:{images}"}}
+  views:    {{stage: augment, shards: shards, image_size: 16, contact_sheet_images: 1}}
+  simclr:   {{stage: pretrain, shards: shards, views: views, architecture: {{backbone: resnet10, width: 4}},
+              epochs: 1, max_steps: 1, batch_size: 4, projector: {{dimension: 4}}, device: cpu}}
+  other:    {{stage: pretrain, shards: shards, views: views, encoder: simclr, epochs: 1, max_steps: 1, batch_size: 4,
+              projector: {{dimension: 4}}, device: cpu}}
+  features: {{stage: embed, shards: shards, encoder: simclr, device: cpu}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of two classes, and a store."""
+    folder = tmp_path_factory.mktemp("search")
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / "images" / ("train" if number < 9 else "test") / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    (folder / "tiny.yaml").write_text(RECIPE.format(images=folder / "images"))
+    assert call("run", str(folder / "tiny.yaml"), "--store", str(folder / "store")) == 0
+    return folder
+
+
+def call(*arguments: str) -> int:
+    return cli.guarded(lambda: cli.app([*arguments], standalone_mode=False))
+
+
+def found(world: Path, capsys: pytest.CaptureFixture[str], gallery: str, *options: str) -> list[dict]:
+    queries = [str(world / "images/train/a/0.png"), str(world / "images/test/b/9.png")]
+    capsys.readouterr()
+    code = call("search", "simclr", *queries, "--gallery", gallery, "--store", str(world / "store"), *options, "--json")
+    assert code == 0
+    return json.loads(capsys.readouterr().out)["found"]
+
+
+def test_the_nearest_are_those_of_plain_cosines(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = (world / "store/builds/embed").rglob("features.parquet")
+    table = pq.read_table(path)
+    rows = np.array(table["features"].to_pylist(), dtype=np.float64)
+    unit, keys = rows / np.linalg.norm(rows, axis=1, keepdims=True), table["key"].to_pylist()
+    answers = found(world, capsys, "tiny/features", "--neighbours", "4")
+    for answer, key in zip(answers, ("train/a/0.png", "test/b/9.png"), strict=True):
+        cosines = unit @ unit[keys.index(key)]
+        order = sorted(range(12), key=lambda place: -cosines[place])[:4]
+        assert [one["key"] for one in answer["neighbours"]] == [keys[place] for place in order]
+        assert answer["neighbours"][0]["key"] == key, "the query itself is in the gallery"
+        for one, place in zip(answer["neighbours"], order, strict=True):
+            assert one["similarity"] == pytest.approx(cosines[place], abs=1e-5)
+            assert one["distance"] == pytest.approx(np.linalg.norm(unit[place] - unit[keys.index(key)]), abs=2e-3)
+            assert one["label"] == keys[place].split("/")[1]
+
+
+def test_a_folder_gives_what_features_give(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "images/train/a/broken.png").write_bytes(b"no image")
+    by_features = found(world, capsys, "tiny/features")
+    by_folder = found(world, capsys, str(world / "images"))
+    (world / "images/train/a/broken.png").unlink()
+    for ours, theirs in zip(by_folder, by_features, strict=True):
+        assert [one["key"] for one in ours["neighbours"]] == [one["key"] for one in theirs["neighbours"]]
+        assert [one["label"] for one in ours["neighbours"]] == [one["label"] for one in theirs["neighbours"]]
+        assert len(ours["neighbours"]) == 10
+
+
+def test_the_collage_shows_queries_and_what_they_found(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = world / "found.png"
+    found(world, capsys, "tiny/features", "--neighbours", "3", "--collage", str(sheet))
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (2 * (112 + 8 + 26) + 8, 4 * 120 + 8, 3)
+    for row in range(2):  # the nearest of each is the query itself
+        top = 8 + row * 146
+        query, nearest, next_one = (pixels[top : top + 112, 8 + 120 * column :][:, :112] for column in range(3))
+        assert np.array_equal(query, nearest)
+        assert not np.array_equal(query, next_one)
+
+
+def test_fewer_images_than_asked_for_are_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = str(world / "images/train/a/0.png")
+    assert (
+        call("search", "simclr", query, "--gallery", str(world / "images/test"), "--store", str(world / "store")) == 0
+    )
+    said = capsys.readouterr()
+    assert "the gallery has 3 images, fewer than the 10 that are asked for" in said.err
+    assert said.out.splitlines()[0].split() == ["query", "rank", "cosine", "distance", "label", "image"]
+    assert len(said.out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("reference", "query", "gallery", "options", "code", "message"),
+    [
+        ("simclr", "images/nowhere.png", "tiny/features", [], 2, "nowhere.png: no such file"),
+        ("simclr", "tiny.yaml", "tiny/features", [], 6, "tiny.yaml: not an image of a known kind"),
+        ("other", "images/train/a/0.png", "tiny/features", [], 2, "holds features of another encoder than other"),
+        ("simclr", "images/train/a/0.png", "tiny/simclr", [], 2, "tiny/simclr was made by pretrain: a gallery is a"),
+        ("simclr", "images/train/a/0.png", "tiny/nothing", [], 2, "nothing"),
+        ("features", "images/train/a/0.png", "tiny/features", [], 2, "holds no encoder"),
+        ("simclr", "images/train/a/0.png", "tiny/features", ["--collage", "x.jpg"], 2, "x.jpg: --collage is a"),
+        ("simclr", "images/train/a/0.png", "empty", [], 2, "empty: no files here ending in"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_one_line(
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    reference: str,
+    query: str,
+    gallery: str,
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (world / "empty").mkdir(exist_ok=True)
+    where = str(world / gallery) if gallery == "empty" else gallery
+    capsys.readouterr()
+    arguments = [str(world / query), "--gallery", where, "--store", str(world / "store"), *options]
+    assert call("search", reference, *arguments) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
