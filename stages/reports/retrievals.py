@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stages.evaluation.features import FeatureFile
 from stages.evaluation.intervals import bootstrap_interval
 from stages.reports.artifacts import Artifact, read_json
-from stages.reports.formats import ALL_LABELS, NOTHING, percent, points
+from stages.reports.formats import ALL_LABELS, percent
 from stages.reports.names import Named
 from stages.reports.probes import Probe, cell, neighbour_counts, protocol_card, shared_and_differing
 
@@ -87,9 +87,7 @@ class Retrieval:
         return float(values.mean()), [*bootstrap_interval(values, samples, self.seed or 0, groups=self.groups)]
 
 
-def read_retrieval(
-    artifact: Artifact, name: Named, features: FeatureFile, features_digest: str, seen: Sequence[dict[str, Any]]
-) -> Retrieval:
+def read_retrieval(artifact: Artifact, name: Named, features: FeatureFile, features_digest: str) -> Retrieval:
     """What an artifact of the stage `retrieve` holds."""
     metrics = read_json(artifact.files / "metrics.json")
     table = pq.read_table(artifact.files / "neighbours.parquet")
@@ -110,7 +108,6 @@ def read_retrieval(
         _keys_and_classes(features, rows),
         _keys_and_classes(features, np.flatnonzero(_in_gallery(features, metrics["protocol"]))),
         artifact.seed,
-        tuple(seen),
     )
 
 
@@ -204,43 +201,6 @@ def _probe_cells(probes: Sequence[Probe | None], kind: str) -> list[dict[str, An
         else None
         for one in found
     ]
-
-
-def console_columns(table: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
-    """Titles of the columns that a terminal shows of retrievals, and their cells by label; all short strings."""
-    titles = [f"{column['title'].lower()} [95%]" for column in table["columns"]]
-    titles = [*(title.replace("map@r", "MAP@R") for title in titles), "transductive"]
-    rows = {}
-    for row in table["rows"]:
-        texts = []
-        for one in row["cells"]:
-            low, high = one["interval"]
-            mark = " best" if one["best"] else " tied" if one["tie"] else ""
-            texts.append(f"{percent(one['value'])} [{points(low)}, {points(high)}]{mark}")
-        rows[row["label"]] = [*texts, "yes" if row["transductive"] else "no"]
-    return titles, rows
-
-
-def join_console(
-    retrieved: Mapping[str, Any], compared: dict[str, list[Any]] | None, places: Mapping[str, int]
-) -> dict[str, list[Any]]:
-    """The table for a terminal: of retrievals, and of probes beside them where there are any.
-
-    Args:
-        retrieved: of `retrieval_table`.
-        compared: of `console_table`, or None.
-        places: where a row stands, by label.
-    """
-    titles, rows = console_columns(retrieved)
-    columns = ["encoder", *titles]
-    if compared is None:
-        return {"columns": columns, "rows": [[label, *texts] for label, texts in rows.items()]}
-    probed = {row[0]: row[1:] for row in compared["rows"]}
-    others = compared["columns"][1:]
-    labels = sorted({**rows, **probed}, key=lambda label: places[label])
-    nothing, nothing_probed = [NOTHING] * len(titles), [NOTHING] * len(others)
-    joined = [[label, *rows.get(label, nothing), *probed.get(label, nothing_probed)] for label in labels]
-    return {"columns": [*columns, *others], "rows": joined}
 
 
 PROTOCOL_NAMES = {

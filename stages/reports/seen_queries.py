@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.images.index import read_index, read_summary
@@ -52,9 +51,7 @@ def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
         encoder = lineage.input(encoder, "encoder")
 
 
-def _count(
-    shards: Artifact, other: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]
-) -> tuple[int, int]:
+def _count(shards: Artifact, other: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[int, int]:
     """Queries that `other` has in train, and classes of queries."""
     asked = np.unique(labels)
     train = read_index(other.files, "train", [*COLUMNS])
@@ -65,7 +62,8 @@ def _count(
     known = pa.concat_tables([table.select([*COLUMNS]) for table in tables])
     is_there = np.isin(known["xxh3"].to_numpy(), train["xxh3"].to_numpy())
     if _source(shards) == _source(other):
-        is_there |= pc.is_in(known["key"], train["key"].combine_chunks()).to_numpy()
+        keys = frozenset(train["key"].to_pylist())
+        is_there |= np.array([key in keys for key in known["key"].to_pylist()], dtype=bool)
     matched = known.filter(pa.array(is_there))
     names = read_summary(other.files)["classes"]
     names_in_train = {names[label] for label in np.unique(_labels(train)).tolist()}
