@@ -54,9 +54,10 @@ def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
 def _count(shards: Artifact, other: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[int, int]:
     """Queries that `other` has in train, and classes of queries."""
     asked = np.unique(labels)
-    train = read_index(other.files, "train", [*COLUMNS])
     if other.digest == shards.digest:
+        train = read_index(other.files, "train", ["id", "labels"])
         return int(np.isin(ids, train["id"].to_numpy()).sum()), int(np.isin(asked, _labels(train)).sum())
+    train = read_index(other.files, "train", [*COLUMNS])
     summary = read_summary(shards.files)
     tables = [read_index(shards.files, split, [*COLUMNS]) for split in summary["splits"]]
     known = pa.concat_tables([table.select([*COLUMNS]) for table in tables])
