@@ -49,7 +49,7 @@ def report(run: Run, settings: Report) -> None:
     compared = [lineage.of_files(one.files) for one in run.inputs("of")]
     sets = _feature_sets(lineage, compared)
     scored = [one for one in compared if one.stage == "probe" and _has_scores(one)]
-    searched = [one for one in compared if one.stage == "retrieve"]
+    searched = list({one.digest: one for one in compared if one.stage == "retrieve"}.values())
     names, retrieval_names = name_with_retrievals(
         lineage, [_compared(lineage, one) for one in scored], [_compared(lineage, one) for one in searched]
     )

@@ -15,6 +15,7 @@ from report_artifacts import IMAGES, TEST, Store, add_fine_tuning, add_retrieval
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix
 from test_report import HOSTILE, PROBES, Page, copy, make, metrics
+from test_retrieve import write as write_by_hand
 
 from pipeline import runner
 from pipeline.recipe import load_recipe
@@ -248,16 +249,39 @@ def test_what_is_not_told_apart_from_the_best_is_tied(run_stage: RunStage, store
     assert page.text.count("tied with the best") == tied
 
 
-def test_other_classes_of_the_same_images_are_another_task(store: Store) -> None:
-    one = read(store, "retrieve")
-    renamed = replace(one, asked=tuple((key, f"other {label}") for key, label in one.asked))
-    assert one.is_comparable_with(read(store, "retrieve_random"))
+def test_other_classes_of_the_same_images_are_another_task(run_stage: RunStage, store: Store, tmp_path: Path) -> None:
+    other = copy(store, tmp_path / "classes")
+    pixels = np.asarray(load_digits(return_X_y=True)[0])[:IMAGES] / 16
+    train = np.arange(IMAGES) < IMAGES - TEST
+    names = [f"other {name}" for name in NAMES]
+    write_features(other, "features_other", "timm", pixels, DIGITS, train, names)
+    add_retrieval(other, run_stage, "features_other", "retrieve_other")
+    add_retrieval(other, run_stage, "features", "retrieve_train", gallery="train")
+    one, same, renamed, elsewhere = (
+        read(other, step) for step in ("retrieve", "retrieve_random", "retrieve_other", "retrieve_train")
+    )
+    assert one.is_comparable_with(same)
     assert not one.is_comparable_with(renamed)
-    table = retrieval_table([one, renamed], [])
-    assert not any(cell["best"] for row in table["rows"] for cell in row["cells"])
+    assert (one.asked == elsewhere.asked, one.searched == elsewhere.searched) == (True, False)
+    table = retrieval_table([one, same, renamed], [])
+    assert not any(cell["best"] or cell["tie"] for row in table["rows"] for cell in row["cells"])
     found = retrieval_verdict([one, renamed])
     assert found["comparisons"][0]["interval"] is None
     assert "(other queries)" in found["sentence"]
+
+
+def test_the_gallery_of_a_column_is_known(run_stage: RunStage, tmp_path: Path) -> None:
+    """By loops over the rows of the file."""
+    hands = [("a", "b", "c")[row % 3] for row in range(400)]
+    features = write_by_hand(tmp_path, drawn_by=hands)
+    digests = {}
+    for gallery in (["b"], ["b", "c"], ["c", "b"]):
+        by = {"column": "drawn_by", "queries": ["a"], "gallery": gallery}
+        made = run_stage("retrieve", {"bootstrap_samples": 100, "by": by}, {"features": features})
+        artifact = Artifact("retrieve", "find", "digest", 1, 0, {}, {}, made)
+        name = Named("pixels", "pixels", "find", "")
+        digests["".join(gallery)] = read_retrieval(artifact, name, FeatureFile(features), "").searched
+    assert digests["bc"] == digests["cb"] != digests["b"]
 
 
 def test_a_k_that_was_not_measured_is_computed_as_there(run_stage: RunStage, store: Store, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Retrievals side by side: their figures, which of them are told apart from the best, the protocol. Plain data out."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +36,8 @@ class Retrieval:
         average_precision: [Q], at R.
         neighbours: int64 [Q, K], ids of the nearest gallery images, best first.
         similarities: [Q, K].
-        asked, searched: (key, class) of each query and of each gallery image: two retrievals are comparable where
-            both are equal.
+        asked, searched: digests of keys and classes of the queries, and of the gallery images: two retrievals are
+            comparable where both are equal.
         seed: of the run.
         seen: what trainings of the encoder saw of the queries (see `query_images_seen`).
     """
@@ -51,8 +53,8 @@ class Retrieval:
     average_precision: NDArray[np.float64]
     neighbours: NDArray[np.int64]
     similarities: NDArray[np.float64]
-    asked: tuple[tuple[str, str], ...]
-    searched: tuple[tuple[str, str], ...]
+    asked: str
+    searched: str
     seed: int | None = None
     seen: tuple[dict[str, Any], ...] = ()
 
@@ -105,8 +107,8 @@ def read_retrieval(artifact: Artifact, name: Named, features: FeatureFile, featu
         table["average_precision_at_r"].to_numpy(),
         np.stack(table["neighbours"].to_numpy()),
         np.stack(table["similarities"].to_numpy()).astype(np.float64),
-        _keys_and_classes(features, rows),
-        _keys_and_classes(features, np.flatnonzero(_in_gallery(features, metrics["protocol"]))),
+        _digest_of_images(features, rows),
+        _digest_of_images(features, np.flatnonzero(_in_gallery(features, metrics["protocol"]))),
         artifact.seed,
     )
 
@@ -120,9 +122,13 @@ def _in_gallery(features: FeatureFile, protocol: Mapping[str, Any]) -> NDArray[n
     return gallery & np.array([value in protocol["by"]["gallery"] for value in values], dtype=bool)
 
 
-def _keys_and_classes(features: FeatureFile, rows: NDArray[np.int64]) -> tuple[tuple[str, str], ...]:
-    keys, labels, classes = features.keys, features.labels, features.classes
-    return tuple((keys[row], classes[labels[row]] if labels[row] >= 0 else "") for row in rows.tolist())
+def _digest_of_images(features: FeatureFile, rows: NDArray[np.int64]) -> str:
+    """Of keys and names of classes, in the order of rows."""
+    keys, labels, names = features.keys, features.labels, features.classes
+    digest = hashlib.sha256()
+    for row in rows.tolist():
+        digest.update(json.dumps([keys[row], names[labels[row]] if labels[row] >= 0 else None]).encode())
+    return digest.hexdigest()
 
 
 def are_comparable(retrievals: Sequence[Retrieval]) -> bool:
