@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,14 +14,18 @@ from stages.images import open_shards
 from stages.reports.artifacts import Artifact, Lineage, read_json, read_lines
 from stages.reports.health import health, health_table, health_verdict, sample_positions
 from stages.reports.lineage import flatten, lineage_rows
-from stages.reports.names import Compared, Named, name_all
+from stages.reports.names import Compared, Named, name_all, name_with_retrievals
 from stages.reports.near_duplicates import ids_by_split, some_pairs
 from stages.reports.neighbours import neighbour_pages, pick_queries, shown_ids
 from stages.reports.page import Pictures, render
 from stages.reports.probes import Probe, comparison, console_table, named, protocol
+from stages.reports.retrieval_numbers import retrieval_numbers
+from stages.reports.retrievals import Retrieval, read_retrieval
+from stages.reports.seen_queries import query_images_seen
 from stages.reports.thumbnails import contact_sheet, thumbnail
 from stages.reports.training import fine_tuning, training
 from stages.reports.verdict import verdict
+from stages.reports.worst_queries import worst_queries
 from stages.settings.report import Report
 
 NEIGHBOURS = 8
@@ -44,11 +48,22 @@ def report(run: Run, settings: Report) -> None:
     lineage = Lineage([_artifact(ancestor) for ancestor in run.ancestors()])
     compared = [lineage.of_files(one.files) for one in run.inputs("of")]
     sets = _feature_sets(lineage, compared)
-    probes = _probes(lineage, [one for one in compared if one.stage == "probe" and _has_scores(one)])
-    run.say(f"{len(probes)} probes, {len(sets)} sets of features, {len(lineage.artifacts)} artifacts")
+    scored = [one for one in compared if one.stage == "probe" and _has_scores(one)]
+    searched = list({one.digest: one for one in compared if one.stage == "retrieve"}.values())
+    names, retrieval_names = name_with_retrievals(
+        lineage, [_compared(lineage, one) for one in scored], [_compared(lineage, one) for one in searched]
+    )
+    probes = _probes(lineage, scored, names)
+    retrievals = _retrievals(lineage, sets, searched, retrieval_names)
+    run.say(
+        f"{len(probes)} probes, {len(retrievals)} retrievals, {len(sets)} sets of features, "
+        f"{len(lineage.artifacts)} artifacts"
+    )
 
     healthy = _health(run, sets, settings.health_samples)
-    neighbours, thumbnails = _neighbours(run, sets, settings.neighbour_queries)
+    # Of features that were searched the worst queries are shown; of the others some queries.
+    shown = [one for one in sets if _is_looked_at(lineage, compared, one)]
+    neighbours, thumbnails = _neighbours(run, shown, settings.neighbour_queries)
     table = comparison(probes) if probes else None
     numbers: dict[str, Any] = {
         "format": 1,
@@ -66,6 +81,11 @@ def report(run: Run, settings: Report) -> None:
         "data": [_data(artifact) for artifact in lineage.of_stage("shard")],
         "lineage": lineage_rows(lineage),
     }
+    if retrievals:
+        files = {one.artifact.digest: one.features for one in sets}
+        numbers |= retrieval_numbers(retrievals, probes, files, numbers, [one.digest for one in compared])
+        numbers["retrieved"], more = _retrieved(retrievals, sets, settings.neighbour_queries)
+        thumbnails |= more
     for artifact, data in zip(lineage.of_stage("shard"), numbers["data"], strict=True):
         if data["near_duplicates"]:
             for split, ids in ids_by_split(data["near_duplicates"]["shown"]).items():
@@ -75,7 +95,7 @@ def report(run: Run, settings: Report) -> None:
     (run.out / "report.html").write_text(page, encoding="utf-8", newline="\n")
     text = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
     (run.out / "report.json").write_text(text + "\n", encoding="utf-8", newline="\n")
-    run.count(probes=len(probes), page_bytes=len(page.encode()))
+    run.count(probes=len(probes), retrievals=len(retrievals), page_bytes=len(page.encode()))
 
 
 def _artifact(ancestor: Ancestor) -> Artifact:
@@ -95,8 +115,8 @@ def _artifact(ancestor: Ancestor) -> Artifact:
 
 
 def _feature_sets(lineage: Lineage, compared: Sequence[Artifact]) -> list[FeatureSet]:
-    """The features behind the probes, and those that are compared as they are; each once, in the recipe's order."""
-    found = [lineage.input(one, "features") if one.stage == "probe" else one for one in compared]
+    """The features behind probes and retrievals, and those compared as they are; each once, in the recipe's order."""
+    found = [one if one.stage == "embed" else lineage.input(one, "features") for one in compared]
     artifacts = list({one.digest: one for one in found if one is not None}.values())
     features = [FeatureFile(one.files) for one in artifacts]
     names = name_all(
@@ -117,25 +137,29 @@ def _has_scores(probe: Artifact) -> bool:
     return "without_labels" not in read_json(probe.files / "metrics.json")
 
 
-def _probes(lineage: Lineage, artifacts: Sequence[Artifact]) -> list[Probe]:
-    metrics = [read_json(artifact.files / "metrics.json") for artifact in artifacts]
-    features = [lineage.input(artifact, "features") for artifact in artifacts]
-    compared = [
-        Compared(one["encoder"], artifact.step, source, artifact.settings, artifact.seed, artifact.digest)
-        for one, artifact, source in zip(metrics, artifacts, features, strict=True)
-    ]
+def _compared(lineage: Lineage, artifact: Artifact) -> Compared:
+    """A probe or a retrieval, to be named. Settings of a retrieval tell no encoders apart."""
+    encoder = read_json(artifact.files / "metrics.json")["encoder"]
+    settings = artifact.settings if artifact.stage == "probe" else {}
+    features = lineage.input(artifact, "features")
+    return Compared(encoder, artifact.step, features, settings, artifact.seed, artifact.digest)
+
+
+def _probes(lineage: Lineage, artifacts: Sequence[Artifact], names: Sequence[Named]) -> list[Probe]:
     probes = []
-    for name, artifact, one, source in zip(name_all(lineage, compared), artifacts, metrics, features, strict=True):
+    for name, artifact in zip(names, artifacts, strict=True):
+        source = lineage.input(artifact, "features")
+        metrics = read_json(artifact.files / "metrics.json")
         table = pq.read_table(artifact.files / "predictions.parquet", columns=["key", "group", "label", "predicted"])
         probes.append(
             Probe(
                 name,
                 artifact.digest,
                 source.digest if source else "",
-                one,
+                metrics,
                 np.asarray(table["key"].to_pylist(), dtype=str),
                 table["label"].to_numpy() == table["predicted"].to_numpy(),
-                table["group"].to_numpy() if one["protocol"]["groups"] else None,
+                table["group"].to_numpy() if metrics["protocol"]["groups"] else None,
                 artifact.seed,
             )
         )
@@ -150,6 +174,44 @@ def _probe_numbers(probe: Probe) -> dict[str, Any]:
         "features": probe.features_digest,
         "metrics": probe.metrics,
     }
+
+
+def _retrievals(
+    lineage: Lineage, sets: Sequence[FeatureSet], artifacts: Sequence[Artifact], names: Sequence[Named]
+) -> list[Retrieval]:
+    by_digest = {one.artifact.digest: one for one in sets}
+    found = []
+    for artifact, name in zip(artifacts, names, strict=True):
+        searched = by_digest[artifact.inputs["features"][0]]
+        one = read_retrieval(artifact, name, searched.features, searched.artifact.digest)
+        seen = query_images_seen(lineage, searched.artifact, one.ids, one.labels)
+        found.append(replace(one, seen=tuple(seen)))
+    return found
+
+
+def _is_looked_at(lineage: Lineage, compared: Sequence[Artifact], one: FeatureSet) -> bool:
+    """Whether a set of features is compared as it is, or by a probe."""
+    readers = [other for other in compared if other.stage == "probe" and lineage.input(other, "features")]
+    probed = [other.inputs["features"][0] for other in readers]
+    return one.artifact.digest in [*probed, *(other.digest for other in compared)]
+
+
+def _retrieved(
+    retrievals: Sequence[Retrieval], sets: Sequence[FeatureSet], queries: int
+) -> tuple[list[dict[str, Any]], dict[tuple[str, int], dict[str, object]]]:
+    """The worst queries of the first retrievals, chosen as in `_neighbours`, and thumbnails."""
+    by_digest = {one.artifact.digest: one for one in sets}
+    pages: list[dict[str, Any]] = []
+    thumbnails: dict[tuple[str, int], dict[str, object]] = {}
+    for one in _most_telling(retrievals):
+        found = by_digest[one.features_digest]
+        if found.shards is None:
+            continue
+        page = worst_queries(one, found.features, queries, NEIGHBOURS)
+        pages.append(named(one.name) | {"shards": found.shards.digest} | page)
+        for split in dict.fromkeys(page["splits"].values()):
+            thumbnails |= _thumbnails(found.shards, split, shown_ids([page]))
+    return pages, thumbnails
 
 
 def _health(run: Run, sets: Sequence[FeatureSet], most: int) -> list[dict[str, Any]]:
@@ -181,12 +243,7 @@ def _neighbours(
     """
     pages: list[dict[str, Any]] = []
     thumbnails: dict[tuple[str, int], dict[str, object]] = {}
-    # Of a row of fine-tunings the one that saw the most labels.
-    rows: dict[str, FeatureSet] = {}
-    for one in sorted(sets, key=lambda one: -one.name.fraction):
-        rows.setdefault(one.name.row_label, one)
-    shown = [one for one in sets if rows[one.name.row_label] is one and one.shards]
-    wanted = sorted(shown, key=lambda one: not one.name.learned)[:MOST_NEIGHBOUR_SETS]
+    wanted = _most_telling([one for one in sets if one.shards])
     with run.progress(len(wanted), "sets of neighbours") as progress:
         for one in wanted:
             features, shards = one.features, one.shards
@@ -201,6 +258,18 @@ def _neighbours(
                 thumbnails |= _thumbnails(shards, split_shown, shown_ids([page]))
             progress.advance(1)
     return pages, thumbnails
+
+
+T = TypeVar("T", FeatureSet, Retrieval)
+
+
+def _most_telling(items: Sequence[T]) -> list[T]:
+    """Of each row of fine-tunings the one that saw the most labels; those that learned something come first."""
+    rows: dict[str, T] = {}
+    for one in sorted(items, key=lambda one: -one.name.fraction):
+        rows.setdefault(one.name.row_label, one)
+    shown = [one for one in items if rows[one.name.row_label] is one]
+    return sorted(shown, key=lambda one: not one.name.learned)[:MOST_NEIGHBOUR_SETS]
 
 
 def _thumbnails(shards: Artifact, split: str, ids: Sequence[int]) -> dict[tuple[str, int], dict[str, object]]:

@@ -124,8 +124,10 @@ steps:
   probe_pixels: {<<: *probe, features: embed_pixels}
 
   retrieve: {stage: retrieve, features: embed_pixels, bootstrap_samples: 100}
+  retrieve_train: {stage: retrieve, features: embed_pixels, gallery: train, bootstrap_samples: 100}
 
   report: {stage: report, of: [probe, probe_random, probe_pixels, probe_tuned], neighbour_queries: 2}
+  report_retrieval: {stage: report, of: [retrieve, probe_pixels, retrieve_train], neighbour_queries: 2}
   report_unlabelled: {stage: report, of: [embed_unlabelled, embed_unlabelled_pixels], neighbour_queries: 2}
 """.replace("LONGEST_COPIED", str(LONGEST_COPIED))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from conftest import RunStage
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -399,3 +401,16 @@ def add_fine_tuning(
     write_features(store, f"features_{name}", "pretrained", mixed, labels, train, classes, name, seen)
     write_probe(store, f"probe_{name}", f"features_{name}", "pretrained", mixed, labels, train, classes, seen)
     return f"probe_{name}"
+
+
+def add_retrieval(
+    store: Store, run_stage: RunStage, features_step: str, step: str = "", seed: int = 0, **settings: Any
+) -> str:
+    """A retrieval of features by the stage itself; returns its step."""
+    name = step or features_step.replace("features", "retrieve")
+    made = run_stage(
+        "retrieve", {"bootstrap_samples": 100} | settings, {"features": store.files(features_step)[0]}, seed
+    )
+    files = store.add("retrieve", name, settings, {"features": store.digest(features_step)}, seed)
+    shutil.copytree(made, files, dirs_exist_ok=True)
+    return name

@@ -44,6 +44,10 @@ def test_reports_hold_every_section(outputs: dict[str, Any]) -> None:
     probed, unlabelled = outputs["report"]["numbers"], outputs["report_unlabelled"]["numbers"]
     assert all(value for value in probed.values()), [name for name, value in probed.items() if not value]
     assert not unlabelled["probes"]
+    retrieved = outputs["report_retrieval"]["numbers"]
+    for name in ("retrieval", "retrievals", "retrieved", "retrieval_protocol"):
+        assert retrieved[name]
+        assert name not in probed
     assert not unlabelled["data"][0]["classes"] or not unlabelled["data"][1]["classes"]
 
 

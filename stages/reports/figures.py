@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.reports.formats import count
+from stages.reports.formats import count, percent
 from stages.reports.plots import Plot, Series, draw
 from stages.reports.training import CURVES, SHARES
 
@@ -12,6 +12,7 @@ KIND_COLOURS = {"pretrained": 0, "random": 1, "pixels": 2, "fine-tuned": 3, "tim
 MORE_COLOURS = (5, 6, 7, 3, 4, 0, 1, 2)
 MOST_LINES = 12
 """Of one plot; more are not told apart."""
+SAME_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,67 @@ TRAINING_NOTES = {
     "uniformity": "Lower is more evenly spread over the sphere.",
     "rankme_share": "Never compared across dimensions.",
 }
+
+
+def retrieval_figures(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -> list[Figure]:
+    """CMC, verification, and the two curves of an open set, each with all retrievals that have it."""
+    shown = retrievals[:MOST_LINES]
+    figures = [_cmc_figure(shown, palette)]
+    verified = [one for one in shown if one["metrics"].get("verification")]
+    if verified:
+        figures.append(_error_figure(verified, palette))
+    opened = [one for one in shown if one["metrics"].get("open_set")]
+    if opened:
+        figures += [_new_share_figure(opened, palette), _oscr_figure(opened, palette)]
+    return figures
+
+
+def _cmc_figure(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:
+    series = [
+        Series(range(1, len(one["metrics"]["cmc"]) + 1), one["metrics"]["cmc"], palette[one["label"]])
+        for one in retrievals
+    ]
+    description = "Share of queries that have an image of their class among the nearest, by how many are looked at"
+    svg = draw(Plot("cmc", description, series, "rank", x_logarithmic=True, percent=True))
+    note = "Share of queries with an image of their class up to a rank: recall at each k."
+    return Figure("Cumulative match (CMC)", note, svg, _legend(retrievals, palette))
+
+
+def _error_figure(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:
+    series = []
+    for one in retrievals:
+        roc = one["metrics"]["verification"]["roc"]
+        points = [(x, y) for x, y in zip(roc["fmr"], roc["fnmr"], strict=True) if x > 0]  # the axis is logarithmic
+        series.append(Series([x for x, _ in points], [y for _, y in points], palette[one["label"]]))
+    description = "False non-match rate against false match rate, over all pairs of a query and a gallery image"
+    svg = draw(Plot("verification", description, series, "false match rate (FMR)", x_logarithmic=True, percent=True))
+    note = "False non-match rate (FNMR) against FMR: further down and left is better."
+    return Figure("Verification (ROC)", note, svg, _legend(retrievals, palette))
+
+
+def _new_share_figure(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:
+    series = []
+    for one in retrievals:
+        found = one["metrics"]["open_set"]
+        shares = [point["new_share"] for point in found["curve"]]
+        chosen = [number for number, share in enumerate(shares) if abs(share - found["new_share"]) < SAME_SHARE]
+        values = [point["map_5"] for point in found["curve"]]
+        series.append(Series(shares, values, palette[one["label"]], highlighted=chosen))
+    description = "MAP@5 of an open set against the share of queries whose class the gallery does not hold"
+    svg = draw(Plot("new-share", description, series, "share of new queries", percent=True))
+    shares = {one["metrics"]["open_set"]["new_share"] for one in retrievals}
+    chosen_for = " or ".join(percent(share, 0) for share in sorted(shares))
+    note = f"One threshold each, chosen for {chosen_for} of new queries."
+    return Figure("Open set: MAP@5", note, svg, _legend(retrievals, palette))
+
+
+def _oscr_figure(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:
+    curves = [(one, one["metrics"]["open_set"]["oscr_curve"]) for one in retrievals]
+    series = [Series([x for x, _ in curve], [y for _, y in curve], palette[one["label"]]) for one, curve in curves]
+    description = "Correct classification rate of known queries against the share of new ones that are accepted"
+    svg = draw(Plot("oscr", description, series, "new queries accepted", percent=True))
+    note = "Known queries named right, against new queries that are taken for known ones."
+    return Figure("Open set: OSCR", note, svg, _legend(retrievals, palette))
 
 
 def spectrum_figure(sets: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:

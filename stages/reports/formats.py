@@ -16,6 +16,11 @@ def points(share: float, decimals: int = 1) -> str:
     return f"{100 * share:.{decimals}f}"
 
 
+def signed(difference: float) -> str:
+    """0.042 -> '+4.2': percentage points; what rounds to nothing has no minus."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
 def count(number: int) -> str:
     """50000 -> '50,000'."""
     return f"{number:,}"

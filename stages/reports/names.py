@@ -83,6 +83,42 @@ def name_all(lineage: Lineage, compared: Sequence[Compared]) -> list[Named]:
     return [names[number] for number in range(len(compared))]
 
 
+def name_with_retrievals(
+    lineage: Lineage, probes: Sequence[Compared], retrievals: Sequence[Compared]
+) -> tuple[list[Named], list[Named]]:
+    """Names of probes and of retrievals: a retrieval is called what the first probe of its features is called.
+
+    Several retrievals of the same features are told apart by their steps. A fine-tuning on all labels that is the one
+    retrieval of its row has the name of the row.
+
+    Args:
+        retrievals: each with its features.
+    """
+    alone = {one.features.digest: one.features for one in retrievals if one.features}
+    for probe in probes:
+        if probe.features:
+            alone.pop(probe.features.digest, None)
+    cards = {one.features.digest: one.encoder for one in retrievals if one.features}
+    units = [*probes, *(Compared(cards[key], one.step, one, {}, one.seed, key) for key, one in alone.items())]
+    names = name_all(lineage, units)
+    by_features: dict[str, Named] = {}
+    for one, name in zip(units, names, strict=True):
+        if one.features:
+            by_features.setdefault(one.features.digest, name)
+    own = [replace(by_features[one.features.digest], step=one.step) for one in retrievals if one.features]
+    rows = [name.row_label for name in own]
+    own = [
+        replace(name, label=name.row_label) if name.fraction == 1 and rows.count(name.row_label) == 1 else name
+        for name in own
+    ]
+    labels = distinguish([name.label for name in own], [_tells(one, one.step) for one in retrievals])
+    told_apart = [
+        replace(name, label=label, row=name.row_label + label.removeprefix(name.label))
+        for name, label in zip(own, labels, strict=True)
+    ]
+    return names[: len(probes)], told_apart
+
+
 def name_features(encoder: dict[str, Any], step: str) -> Named:
     """A name from the encoder card of features.json."""
     kind = FINE_TUNED if encoder["stage"] == "finetune" or encoder["labels_seen"] else encoder["kind"]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from stages.reports import formats
 from stages.reports.artifacts import Lineage
@@ -20,7 +22,14 @@ from stages.reports.confusions import (
     confusion_table,
     row_shares,
 )
-from stages.reports.figures import colours, label_figures, penalty_figure, spectrum_figure, training_figures
+from stages.reports.figures import (
+    colours,
+    label_figures,
+    penalty_figure,
+    retrieval_figures,
+    spectrum_figure,
+    training_figures,
+)
 from stages.reports.lineage import DIGITS, MOST_NODES, NODE_HEIGHT, NODE_WIDTH, drawing
 from stages.reports.plots import SERIES, marker_number
 from stages.reports.thumbnails import matrix_picture
@@ -67,21 +76,25 @@ def render(numbers: dict[str, Any], pictures: Pictures, lineage: Lineage) -> str
         "count": formats.count,
         "significant": formats.significant,
         "plural": formats.plural,
+        "signed": formats.signed,
         "value": formats.value,
         "colour": _colour,
         "marker": _marker,
     }
-    palette = _palette([*numbers["probes"], *numbers["health"]])
+    retrievals = numbers.get("retrievals", [])
+    palette = _palette([*numbers["probes"], *retrievals, *numbers["health"]])
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
-    matrices = [_matrix(probe) for probe in _fullest(numbers["probes"])[:MOST_MATRICES]]
+    matrices = [_probe_matrix(probe) for probe in _fullest(numbers["probes"])[:MOST_MATRICES]]
+    nearest = [_nearest_matrix(one) for one in _fullest(retrievals)[:MOST_MATRICES]]
     shown = numbers | {"confusions": matrices, "training": numbers["training"] or numbers["fine_tuning"]["rows"]}
-    sections = [(name, title) for name, title in SECTIONS if shown[name]]
+    sections = [(name, title) for name, title in SECTIONS if shown.get(name)]
     return environment.get_template("report.html.j2").render(
         report=numbers,
         sections=[{"name": name, "title": title} for name, title in sections],
         palette=palette,
         figures=_figures(numbers, palette),
         matrices=matrices,
+        nearest=nearest,
         live=_live_cells(matrices),
         thumbnails=pictures.thumbnails,
         sheets=pictures.sheets,
@@ -106,12 +119,15 @@ def _marker(number: int) -> str:
 
 SECTIONS = (
     ("comparison", "Comparison"),
+    ("retrieval", "Retrieval"),
     ("training", "Training"),
     ("health", "Health"),
     ("confusions", "Confusions"),
     ("neighbours", "Neighbours"),
+    ("retrieved", "Worst queries"),
     ("views", "Views"),
     ("protocol", "Protocol"),
+    ("retrieval_protocol", "Protocol of retrieval"),
     ("data", "Data"),
     ("lineage", "Lineage"),
 )
@@ -138,28 +154,38 @@ def _figures(numbers: dict[str, Any], palette: dict[str, int]) -> dict[str, Any]
     table = numbers["comparison"]
     return {
         "comparison": label_figures(table, palette) if table else [],
+        "retrieval": retrieval_figures(_fullest(numbers.get("retrievals", [])), palette),
         "training": training_figures(numbers["training"]),
         "health": [spectrum_figure(_fullest(numbers["health"]), palette)],
         "protocol": penalty_figure(_fullest(numbers["probes"]), palette),
     }
 
 
-def _matrix(probe: dict[str, Any]) -> dict[str, Any]:
+def _probe_matrix(probe: dict[str, Any]) -> dict[str, Any]:
+    linear, classes = probe["metrics"]["linear"], probe["metrics"]["classes"]
+    cells = confusion_cells(linear)
+    scores = {"mean_per_class": linear["mean_per_class"], "top5": linear.get("top5")}
+    return _matrix(probe, cells, classes) | {"pairs": confused_pairs(cells, classes)} | scores
+
+
+def _nearest_matrix(retrieval: dict[str, Any]) -> dict[str, Any]:
+    found = retrieval["nearest_classes"]
+    cells = np.asarray(found["cells"], dtype=np.int64).reshape(-1, 3)
+    own = {"pairs": found["pairs"], "without_label": found["without_label"]}
+    return _matrix(retrieval, cells, found["classes"]) | own
+
+
+def _matrix(named: dict[str, Any], cells: NDArray[np.int64], classes: list[str]) -> dict[str, Any]:
     """A confusion matrix as a table with names, as a picture where there are many classes, or neither."""
-    cells = confusion_cells(probe["metrics"]["linear"])
-    classes = probe["metrics"]["classes"]
-    named = len(classes) <= MOST_NAMED_CLASSES
-    pictured = not named and len(classes) <= MOST_PICTURED_CLASSES
+    is_table = len(classes) <= MOST_NAMED_CLASSES
+    pictured = not is_table and len(classes) <= MOST_PICTURED_CLASSES
     return {
-        "label": probe["label"],
-        "row": probe["row"],
+        "label": named["label"],
+        "row": named["row"],
         "classes": classes,
         "cells": cells,
-        "table": confusion_table(cells, classes) if named else None,
+        "table": confusion_table(cells, classes) if is_table else None,
         "picture": matrix_picture(row_shares(cells, len(classes))) if pictured else None,
-        "pairs": confused_pairs(cells, classes),
-        "mean_per_class": probe["metrics"]["linear"]["mean_per_class"],
-        "top5": probe["metrics"]["linear"].get("top5"),
     }
 
 

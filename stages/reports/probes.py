@@ -228,7 +228,11 @@ def protocol(probes: Sequence[Probe]) -> dict[str, Any]:
     Returns:
         {"shared": [{"name", "value"}], "labels": [...], "differing": [{"name", "values": one a probe}]}
     """
-    cards = [_protocol_card(probe.metrics) for probe in probes]
+    return shared_and_differing([_protocol_card(probe.metrics) for probe in probes], [one.name.label for one in probes])
+
+
+def shared_and_differing(cards: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
+    """What protocols share, and what differs between them; see `protocol`."""
     names = list(dict.fromkeys(name for card in cards for name in card))
     shared, differing = [], []
     for name in names:
@@ -237,7 +241,7 @@ def protocol(probes: Sequence[Probe]) -> dict[str, Any]:
             shared.append({"name": name, "value": values[0]})
         else:
             differing.append({"name": name, "values": values})
-    return {"shared": shared, "labels": [probe.name.label for probe in probes], "differing": differing}
+    return {"shared": shared, "labels": [*labels], "differing": differing}
 
 
 PROTOCOL_NAMES = {
@@ -268,7 +272,12 @@ def _protocol_card(metrics: dict[str, Any]) -> dict[str, Any]:
         if key != ALL_LABELS:
             card[f"Subsets at {share_name(key)}"] = _subsets_text(entry)
     values = metrics["protocol"] | {"groups": _groups_text(metrics["protocol"].get("groups"))}
-    return card | {PROTOCOL_NAMES.get(key, capitalised(key.replace("_", " "))): item for key, item in values.items()}
+    return card | protocol_card(values, PROTOCOL_NAMES)
+
+
+def protocol_card(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Values by the names that a reader understands; a key that is not in the list becomes words."""
+    return {names.get(key, capitalised(key.replace("_", " "))): item for key, item in values.items()}
 
 
 def _groups_text(groups: dict[str, int] | None) -> str | None:

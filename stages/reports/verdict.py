@@ -7,9 +7,10 @@ import numpy as np
 
 from stages.evaluation.groups import are_single
 from stages.evaluation.intervals import bootstrap_interval
-from stages.reports.formats import ALL_LABELS, capitalised, percent, plural, points
+from stages.reports.formats import ALL_LABELS, capitalised, percent, plural, points, signed
 from stages.reports.names import FINE_TUNED, share_text
 from stages.reports.probes import Probe, Row, fractions, neighbour_counts, rows_of, share_title
+from stages.reports.retrievals import RECALL_AT_1, Retrieval, are_comparable, paired_difference
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -42,7 +43,11 @@ def verdict(probes: Sequence[Probe]) -> dict[str, Any]:
     state = "alone" if not states else states.pop() if len(states) == 1 else "mixed"
     return {
         "sentence": sentence + ".",
-        "fine_tuned": _fine_tuned_text(subject, [item for item in comparisons if item["kind"] == FINE_TUNED]),
+        "fine_tuned": _fine_tuned_text(
+            subject.label,
+            [item for item in comparisons if item["kind"] == FINE_TUNED],
+            "With all labels, by linear probe",
+        ),
         "few_labels": _few_labels(subject, others),
         "caveat": _caveat(probes, subject.fullest),
         "state": state,
@@ -50,6 +55,73 @@ def verdict(probes: Sequence[Probe]) -> dict[str, Any]:
         "comparisons": comparisons,
         "scores": [_score(row) for row in (subject, *others)],
     }
+
+
+def retrieval_verdict(retrievals: Sequence[Retrieval]) -> dict[str, Any]:
+    """What the retrievals say, as `verdict` does: by recall@1, with paired comparisons, of a subject chosen alike."""
+    subject = min(
+        retrievals,
+        key=lambda one: (not one.name.learned, one.name.kind == "timm", one.name.kind == FINE_TUNED),
+    )
+    others = [one for one in retrievals if one is not subject]
+    comparisons = [_compare_retrievals(subject, other) for other in sorted(others, key=lambda one: one.name.learned)]
+    plain = [item for item in comparisons if item["kind"] != FINE_TUNED]
+    value, (low, high) = subject.figure(RECALL_AT_1)
+    sentence = (
+        f"With {subject.name.label} the nearest image is of the right class for {percent(value)} of "
+        f"{len(subject.groups):,} queries (95% interval {points(low)} to {points(high)})"
+    )
+    if plain:
+        sentence += ": " + _join([_comparison_text(item, "queries") for item in plain])
+    states = {item["state"] for item in plain or comparisons}
+    tuned = [item for item in comparisons if item["kind"] == FINE_TUNED]
+    return {
+        "sentence": sentence + ".",
+        "fine_tuned": _fine_tuned_text(subject.name.label, tuned, "By the nearest image", "queries"),
+        "few_labels": None,
+        "caveat": _retrieval_caveat(retrievals, subject),
+        "state": "alone" if not states else states.pop() if len(states) == 1 else "mixed",
+        "subject": subject.name.label,
+        "comparisons": comparisons,
+        "scored": "Recall@1",
+        "scores": [_retrieval_score(one) for one in (subject, *others)],
+    }
+
+
+def _compare_retrievals(subject: Retrieval, other: Retrieval) -> dict[str, Any]:
+    interval = None
+    if subject.is_comparable_with(other):
+        difference, interval = paired_difference(subject, other, RECALL_AT_1)
+    else:
+        difference = round(subject.figure(RECALL_AT_1)[0] - other.figure(RECALL_AT_1)[0], 6)
+    found = {"against": other.name.label, "difference": difference, "interval": interval, "state": _state(interval)}
+    return found | {"kind": other.name.kind, "saw": None}
+
+
+def _retrieval_caveat(retrievals: Sequence[Retrieval], subject: Retrieval) -> str:
+    """What the figures of retrieval do not say."""
+    protocol = subject.metrics["protocol"]
+    seeds = len({one.seed for one in retrievals})
+    text = (
+        f"Queries of {plural(protocol['identities'], 'class', 'classes')} among {protocol['gallery']:,} images, "
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}: the intervals hold for other classes, not for another "
+        "training run."
+    )
+    if not are_comparable(retrievals):
+        text += " Not all have the same queries and gallery: see the protocol."
+    flattered = [one.name.label for one in retrievals if one.transductive]
+    if flattered:
+        text += (
+            f" Transductive: {_join(flattered)}, trained on query images or on images of their classes, so that "
+            "classes never seen may be found less well."
+        )
+    return text
+
+
+def _retrieval_score(one: Retrieval) -> dict[str, Any]:
+    value, interval = one.figure(RECALL_AT_1)
+    card = {"label": one.name.label, "kind": one.name.kind, "step": one.name.step, "backbone": one.name.backbone}
+    return card | {"saw": None, "top1": value, "interval": [*interval]}
 
 
 def _caveat(probes: Sequence[Probe], subject: Probe) -> str:
@@ -116,15 +188,15 @@ def _state(interval: list[float] | None) -> str:
     return "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "same"
 
 
-def _comparison_text(item: dict[str, Any]) -> str:
+def _comparison_text(item: dict[str, Any], images: str = "test images") -> str:
     size = points(abs(item["difference"]))
     against = f"the {item['against']}" if item["against"].startswith("random encoder") else item["against"]
     against += _seen(item["saw"])
     if item["interval"] is None:
-        return f"{size} points {'above' if item['difference'] >= 0 else 'below'} {against} (other test images)"
+        return f"{size} points {'above' if item['difference'] >= 0 else 'below'} {against} (other {images})"
     low, high = sorted(abs(bound) for bound in item["interval"])
     if item["state"] == "same":
-        return f"not told apart from {against} ({_signed(item['difference'])} points)"
+        return f"not told apart from {against} ({signed(item['difference'])} points)"
     return f"{item['state']} than {against} by {size} points ({points(low)} to {points(high)})"
 
 
@@ -132,26 +204,28 @@ FOUND = {
     "worse": "better than {subject}",  # the subject's state; the sentence is about the others
     "same": "not told apart from {subject}",
     "better": "worse than {subject}",
-    "unpaired": "measured on other test images",
+    "unpaired": "measured on other {images}",
 }
 
 
-def _fine_tuned_text(subject: Row, comparisons: Sequence[dict[str, Any]]) -> str | None:
-    """A sentence about the fine-tuned encoders, beside all labels: those that are better than the subject first."""
+def _fine_tuned_text(
+    subject: str, comparisons: Sequence[dict[str, Any]], begin: str, images: str = "test images"
+) -> str | None:
+    """A sentence about the fine-tuned encoders: those that are better than the subject first."""
     parts = []
     for state, words in FOUND.items():
         found = [item for item in comparisons if item["state"] == state]
         listed = [f"{item['against']} ({_gain(item)})" for item in found]
         if listed:
             verb = "is" if len(listed) == 1 else "are"
-            parts.append(f"{_join(listed)} {verb} {words.format(subject=subject.label)}")
-    return f"With all labels, by linear probe: {'; '.join(parts)}." if parts else None
+            parts.append(f"{_join(listed)} {verb} {words.format(subject=subject, images=images)}")
+    return f"{begin}: {'; '.join(parts)}." if parts else None
 
 
 def _gain(item: dict[str, Any]) -> str:
     """'+4.2 points': by how much what was compared is above the subject, and what it saw where that is less."""
     saw = "" if item["saw"] is None else f", saw {share_text(item['saw'])}"
-    return f"{_signed(-item['difference'])} points{saw}"
+    return f"{signed(-item['difference'])} points{saw}"
 
 
 def _few_labels(subject: Row, others: Sequence[Row]) -> str | None:
@@ -206,11 +280,6 @@ def _on_subset(row: Row, k: str, share: str, index: int) -> float | None:
 def _seen(saw: float | None) -> str:
     """' (saw 10% of the labels)', or nothing where these are the labels that count."""
     return "" if saw is None else f" (saw {share_text(saw)})"
-
-
-def _signed(difference: float) -> str:
-    """0.042 -> '+4.2': percentage points; what rounds to nothing has no minus."""
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _join(parts: Sequence[str]) -> str:

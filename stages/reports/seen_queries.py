@@ -1,0 +1,83 @@
+"""What the trainings behind a retrieval saw of its queries: their images, or images of their classes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stages.images.index import read_index, read_summary
+from stages.reports.artifacts import Artifact, Lineage
+
+COLUMNS = ("id", "key", "labels", "xxh3")
+
+
+def query_images_seen(
+    lineage: Lineage, features: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """For each training of the encoder, the last first, what the train split of its shards holds of the queries.
+
+    On the shards of the features the split says it. In other shards an image is known by its bytes, whatever its key;
+    in shards of the same source by its key too, since they may have stored it in another size. A class is known by its
+    name, and by its images.
+
+    Args:
+        features: the artifact that was searched.
+        ids, labels: int64 [Q], of the queries.
+
+    Returns:
+        [{"step", "stage", "query_images", "query_classes"}], counts; empty for an encoder that learned nothing here.
+    """
+    shards = lineage.input(features, "shards")
+    if shards is None:
+        return []
+    found = []
+    for training in _trainings(lineage, features):
+        other = lineage.input(training, "shards")
+        if other is not None:
+            images, classes = _count(shards, other, ids, labels)
+            step = {"step": training.step, "stage": training.stage}
+            found.append(step | {"query_images": images, "query_classes": classes})
+    return found
+
+
+def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
+    """Every step that trained the encoder's weights; one of a head alone did not."""
+    encoder = lineage.input(features, "encoder")
+    while encoder is not None:
+        if encoder.settings.get("freeze") != "encoder":
+            yield encoder
+        encoder = lineage.input(encoder, "encoder")
+
+
+def _count(shards: Artifact, other: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[int, int]:
+    """Queries that `other` has in train, and classes of queries."""
+    asked = np.unique(labels)
+    if other.digest == shards.digest:
+        train = read_index(other.files, "train", ["id", "labels"])
+        return int(np.isin(ids, train["id"].to_numpy()).sum()), int(np.isin(asked, _labels(train)).sum())
+    train = read_index(other.files, "train", [*COLUMNS])
+    summary = read_summary(shards.files)
+    tables = [read_index(shards.files, split, [*COLUMNS]) for split in summary["splits"]]
+    known = pa.concat_tables([table.select([*COLUMNS]) for table in tables])
+    is_there = np.isin(known["xxh3"].to_numpy(), train["xxh3"].to_numpy())
+    if _source(shards) == _source(other):
+        keys = frozenset(train["key"].to_pylist())
+        is_there |= np.array([key in keys for key in known["key"].to_pylist()], dtype=bool)
+    matched = known.filter(pa.array(is_there))
+    names = read_summary(other.files)["classes"]
+    names_in_train = {names[label] for label in np.unique(_labels(train)).tolist()}
+    by_name = np.array([summary["classes"][label] in names_in_train for label in asked.tolist()], dtype=bool)
+    classes = by_name | np.isin(asked, _labels(matched))
+    return int(np.isin(ids, matched["id"].to_numpy()).sum()), int(classes.sum())
+
+
+def _labels(index: pa.Table) -> NDArray[np.int64]:
+    """All labels of all rows, one after another."""
+    return index["labels"].combine_chunks().flatten().to_numpy().astype(np.int64)
+
+
+def _source(shards: Artifact) -> object:
+    """What its images came from: the digest of the files, or the name of a set."""
+    return shards.inputs.get("source") or shards.settings.get("source")
