@@ -8,7 +8,7 @@ from torch import Tensor
 from stages.losses.figures import spread
 
 LEAST_SPREAD = 1e-3
-"""Embeddings with less are one point for all purposes: distances are some 2% of those of random ones."""
+"""Embeddings with less are one point for all purposes: distances are some 3% of those of random ones."""
 AT_A_POINT = 0.01
 """How near, relatively, a loss is to its value at a point."""
 LOOKS = 3
