@@ -2,6 +2,8 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from stages.images.batch_plan import Batches, Labelled, Plan, Unplannable, begin_with, label_samples, plan_batches
 from stages.images.pairs import Pairs
 from stages.images.samplers import Balanced
-from stages.images.schedule import ClassBalanced, Shuffled
+from stages.images.schedule import Shuffled
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = {"ant": 9, "cat": 1, "dog": 4, "eel": 1, "fox": 7}  # no bee
@@ -135,7 +137,7 @@ def test_pairs_stay_on_one_process() -> None:
     whole = drawn(plan, 1)[0]
     for ranks in (1, 2, 3):
         shares = [plan.rows(0, rank, ranks).tolist() for rank in range(ranks)]
-        assert sum(shares, []) == whole.tolist()
+        assert [*chain.from_iterable(shares)] == whole.tolist()
         assert all(len(share) % 2 == 0 for share in shares)
     with pytest.raises(Unplannable, match="sampler: pairs: there are no positive pairs among 2 images"):
         plan_batches(3, samples().only(np.isin(LABELS, [2, 4])), replace(ASKED, sampler="pairs"))
@@ -204,7 +206,7 @@ def test_single_images_may_be_negatives_only() -> None:
 
 
 @pytest.mark.parametrize("kept", ["drop", "negative"])
-def test_single_images_alone_make_no_batch(kept: str) -> None:
+def test_single_images_alone_make_no_batch(kept: Literal["drop", "negative"]) -> None:
     few = samples().only(np.isin(LABELS, [0, 2, 4]))
     asked = replace(ASKED, sampler="p_by_k", classes_of_one=kept)
     with pytest.raises(Unplannable, match="1 classes have two images or more; two are needed: classes_of_one: repeat"):
@@ -283,7 +285,7 @@ def test_classes_above_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["shuffled", "balanced", "p_by_k"])
-def test_a_curriculum_begins_with_large_classes(sampler: str) -> None:
+def test_a_curriculum_begins_with_large_classes(sampler: Literal["shuffled", "balanced", "p_by_k"]) -> None:
     asked = replace(ASKED, sampler=sampler, batch_size=5, classes_per_batch=2)
     plan = plan_batches(0, samples(), asked)
     begun = begin_with(0, plan, asked, 4, 12)
@@ -298,7 +300,7 @@ def test_a_curriculum_begins_with_large_classes(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("kept", ["drop", "negative", "repeat"])
-def test_a_curriculum_of_classes_above_with_negatives(kept: str) -> None:
+def test_a_curriculum_of_classes_above_with_negatives(kept: Literal["drop", "negative", "repeat"]) -> None:
     asked = replace(ASKED, sampler="hierarchical", classes_per_batch=2, classes_of_one=kept, negatives_per_batch=1)
     plan = hierarchical(samples(("cat",)), asked)
     begun = begin_with(0, plan, asked, 5, 30)

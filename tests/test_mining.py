@@ -1,6 +1,7 @@
 """What a batch is compared with: negatives drawn evenly over distances, and batches before."""
 
 import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def make_draws(dimension: int, seed: int = 0) -> Draws:
 
 
 def chances(anchor: int, rows: Tensor, labels: Tensor) -> dict[int, float]:
-    """Wu et al. 2017, equation 3: q(d) ~ d^(n-2) (1 - d^2 / 4)^((n-3)/2), and a negative is drawn by 1 / q(d); distances
-    below 0.5 count as 0.5, and those of 1.4 and more are not drawn unless all are."""
+    """Wu et al. 2017, equation 3: q(d) ~ d^(n-2) (1 - d^2 / 4)^((n-3)/2), and a negative is drawn by 1 / q(d);
+    distances below 0.5 count as 0.5, and those of 1.4 and more are not drawn unless all are."""
     n = rows.shape[1]
     distances = {
         other: (rows[anchor] - rows[other]).norm().item()
@@ -133,10 +134,10 @@ def test_draws_do_not_depend_on_processes_or_chunks(monkeypatch: pytest.MonkeyPa
     whole = draw(rows, labels, slice(0, 30))
     for parts in (2, 3, 5):
         shares = [draw(rows, labels, slice(rank * 30 // parts, (rank + 1) * 30 // parts)) for rank in range(parts)]
-        assert sum(shares, []) == whole
+        assert [*chain.from_iterable(shares)] == whole
     monkeypatch.setattr("stages.losses.pairwise.CHUNK_ROWS", 7)
     assert draw(rows, labels, slice(0, 30)) == whole
-    assert sum((draw(rows, labels, slice(first, first + 15)) for first in (0, 15)), []) == whole
+    assert [*draw(rows, labels, slice(0, 15)), *draw(rows, labels, slice(15, 30))] == whole
     monkeypatch.undo()
     assert draw(rows, labels, slice(0, 30), steps=2) != whole, "another step"
     assert draw(rows, labels, slice(0, 30), seed=1) != whole, "another seed"

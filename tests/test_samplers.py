@@ -91,9 +91,9 @@ def test_a_batch_has_the_classes_of_few_parents(classes: int, images: int, paren
         assert len(above) == parents
         assert set(above.values()) == {share}
         for block in batch:
-            there = (LABELS == LABELS[block[0]]).sum()
+            there = (LABELS[block[0]] == LABELS).sum()
             assert len(set(block.tolist())) == min(images, there)
-    large = [parent for parent in range(6) if (CLASSES_OF_PARENTS == parent).sum() >= share]
+    large = [parent for parent in range(6) if np.count_nonzero(parent == CLASSES_OF_PARENTS) >= share]
     assert set(CLASSES_OF_PARENTS[LABELS[found]].ravel().tolist()) == set(large), "those with fewer are left out"
 
 
@@ -110,7 +110,7 @@ def test_within_a_parent_classes_and_images_come_alike() -> None:
     found = blocks(Hierarchical(0, LABELS, PARENTS, 4, 2, 2), 400, 2)
     labels = LABELS[found][:, :, 0]
     for parent in (0, 2, 3, 4, 5):
-        members = np.flatnonzero(CLASSES_OF_PARENTS == parent)
+        members = np.flatnonzero(parent == CLASSES_OF_PARENTS)
         often = counts_of(labels, members)
         assert np.abs(often - often.mean()).max() < 4.5 * np.sqrt(often.mean())
         for label in members:
