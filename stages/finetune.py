@@ -216,7 +216,8 @@ def _plan(run: Run, settings: Finetune, shards: Shards, chosen: np.ndarray) -> P
         run.say(note)
     is_grouped = settings.sampler_used in ("p_by_k", "hierarchical")
     setting = "classes_per_batch x images_per_class" if is_grouped else "batch_size"
-    run.check_divides(setting, plan.batch_size // plan.unit, largest=None if is_grouped else len(plan.samples))
+    largest = len(plan.samples) if settings.sampler_used == "shuffled" else None
+    run.check_divides(setting, plan.batch_size, largest=largest, unit=plan.unit)
     return plan
 
 
