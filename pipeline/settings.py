@@ -177,7 +177,7 @@ ONE, SEVERAL = "(one)", "(several)"
 
 def one_or_several(kinds: Sequence[type[Settings]]) -> Any:
     """The type of a field that takes a group of one of these kinds, told apart by its `name`, or a list of such."""
-    union: Any = Union[tuple(kinds)]  # noqa: UP007 - of a list
+    union: Any = Union[tuple(kinds)]  # type: ignore  # noqa: UP007 - of a list
     one: Any = Annotated[union, Field(discriminator="name")]
     return Annotated[Annotated[one, Tag(ONE)] | Annotated[tuple[one, ...], Tag(SEVERAL)], Discriminator(_how_many)]
 
