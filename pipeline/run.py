@@ -203,18 +203,20 @@ class Run:
         """[n, ...] of each rank -> all of them in order of rank, on every rank; n may differ. Without gradient."""
         return self.peers.gather(rows)
 
-    def check_divides(self, setting: str, batch_size: int, *, largest: int | None = None) -> None:
+    def check_divides(self, setting: str, batch_size: int, *, largest: int | None = None, unit: int = 1) -> None:
         """Refuse a global batch that cannot be shared out evenly.
 
         Args:
             largest: batch that there can be, where a larger one than this is cut down to it.
+            unit: rows that stay together.
 
         Raises:
             UsageError: names the setting and the nearest sizes that can.
         """
-        left_over = batch_size % self.ranks
+        share = self.ranks * unit
+        left_over = batch_size % share
         if left_over:
-            smaller, larger = batch_size - left_over, batch_size - left_over + self.ranks
+            smaller, larger = batch_size - left_over, batch_size - left_over + share
             can = [size for size in (smaller, larger) if 0 < size <= (largest or larger)]
             near = f"{' or '.join(map(str, can))} can" if can else "take fewer processes"
             there = " (no more are there)" if batch_size == largest else ""

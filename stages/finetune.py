@@ -150,16 +150,19 @@ class Objective(nn.Module):
         if settings.projection is not None:
             self.projection = build_projector(size, **settings.projection.model_dump())
             size = settings.projection.dimension
-        self.bottleneck = build_bottleneck(size) if settings.neck == "bn" else None
         task = Task(size, tuple(samples.counts.tolist()))
         parts = [Part(one.title, build_loss(one.title, one.options, task), one.weight, one.classifies)
                  for one in settings.losses]  # fmt: skip
         self.names = samples.names
-        self.loss = Combined(parts, self.bottleneck)
+        self.loss = Combined(parts, build_bottleneck(size) if settings.neck == "bn" else None)
 
     def forward(self, embeddings: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, D], [N] -> the loss and figures, see Loss."""
         return self.loss(embeddings if self.projection is None else self.projection(embeddings), labels, progress)
+
+    @property
+    def bottleneck(self) -> nn.Module | None:
+        return self.loss.bottleneck
 
     @property
     def head(self) -> Head | None:
@@ -202,26 +205,26 @@ def _plan(run: Run, settings: Finetune, shards: Shards, chosen: np.ndarray) -> P
         settings.negatives_per_batch,
         settings.classes_of_one,
     )
-    parents = None
     if settings.hierarchy is not None:
-        above = np.asarray([name or "" for name in shards.attribute(settings.hierarchy)])
-        parents = np.unique(above, return_inverse=True)[1][samples.positions]
-    plan = plan_batches(run.seed, samples, asked, parents)
+        above = np.asarray([name or "" for name in shards.attribute(settings.hierarchy)])  # without one: alike
+        samples = replace(samples, parents=np.unique(above, return_inverse=True)[1][samples.positions])
+    plan = plan_batches(run.seed, samples, asked)
     if settings.curriculum is not None:
         steps = round(settings.curriculum.share * _steps(settings, plan.schedule.steps_per_epoch))
-        plan = begin_with(run.seed, plan, asked, parents, settings.curriculum.min_per_class, steps)
+        plan = begin_with(run.seed, plan, asked, settings.curriculum.min_per_class, steps)
     for note in plan.notes:
         run.say(note)
     is_grouped = settings.sampler_used in ("p_by_k", "hierarchical")
     setting = "classes_per_batch x images_per_class" if is_grouped else "batch_size"
-    run.check_divides(setting, plan.batch_size // plan.unit, largest=None if is_grouped else len(plan.samples))
+    largest = len(plan.samples) if settings.sampler_used == "shuffled" else None
+    run.check_divides(setting, plan.batch_size, largest=largest, unit=plan.unit)
     return plan
 
 
 def _visits(plan: Plan, step: int, rank: int, rows: int) -> Tensor:
-    """For each of this process's rows a number that no other visit of the same image has, int64 [rows].
+    """For each of this process's rows a number that no other visit of the same sample has, int64 [rows].
 
-    It keys the draws of the view: where a batch repeats an image, and where an epoch does, the view is another.
+    It keys the draws of the view: where a batch repeats a sample, and where an epoch does, the view is another.
     """
     return step * plan.repeats + (rank * rows + torch.arange(rows)) % plan.repeats
 

@@ -11,6 +11,7 @@ from processes import run_in_processes
 from safetensors.torch import load_file
 from torch import Tensor, distributed
 
+from pipeline.errors import UsageError
 from pipeline.launcher import Place
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks
@@ -75,9 +76,47 @@ def finetune(folder: Path, peers: Ranks, shards: Path, changes: dict[str, Any]) 
     return found
 
 
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"loss": {"name": "pairs_cosine"}, "batch_size": 90},
+        "finetune.batch_size: 90 cannot be shared evenly by 2 processes; 88 or 92 can",
+    ),
+    ({"batch_size": 15}, "finetune.batch_size: 15 cannot be shared evenly by 2 processes; 14 or 16 can"),
+    (
+        {"sampler": "balanced", "batch_size": 71},
+        "finetune.batch_size: 71 cannot be shared evenly by 2 processes; 70 or 72 can",
+    ),
+    (
+        {"loss": {"name": "triplet"}, "images_per_class": 5},
+        "finetune.classes_per_batch x images_per_class: 25 cannot be shared evenly by 2 processes; 24 or 26 can",
+    ),
+]
+"""Before anything is computed, so that one process may say what two would."""
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_a_batch_that_cannot_be_shared_is_refused(
+    shards: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    peers = Ranks(Place(0, 2, 0, 2), distributed.HashStore())
+    with pytest.raises(UsageError) as caught:
+        finetune(tmp_path, peers, shards, changes)
+    assert str(caught.value) == message
+
+
 def variants() -> dict[str, dict[str, Any]]:
     losses = {loss["name"]: {"loss": loss} for loss in LOSSES}
-    return losses | {"head": {"loss": LOSSES[2], "freeze": "encoder"}, "part": {"loss": LOSSES[1], "freeze": "layer1"}}
+    drawn = {"name": "triplet", "mining": "distance_weighted", "memory": 50, "memory_start": 0.0}
+    both = [{"name": "circle", "scale": 16.0}, {"name": "bce", "weight": 0.5}]
+    negatives = {"negative_only": ["3"], "negatives_per_batch": 4, "flip_is_new_class": True}
+    return losses | {
+        "head": {"loss": LOSSES[2], "freeze": "encoder"},
+        "part": {"loss": LOSSES[1], "freeze": "layer1"},
+        "pairs": {"loss": {"name": "pairs_difference"}, "batch_size": 60},
+        "supcon": {"loss": {"name": "supcon"}, "projection": {"layers": 2, "hidden": 16, "dimension": 8}},
+        "memory": {"loss": drawn},
+        "neck": {"loss": both, "neck": "bn", "layer_decay": 0.7, "classes_per_batch": 6} | negatives,
+    }
 
 
 def all_of(rank: int, folder: Path, shards: Path) -> dict[str, Tensor]:

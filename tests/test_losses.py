@@ -156,6 +156,25 @@ def test_gradients_stay_finite_where_embeddings_meet(settings: dict[str, Any], d
         assert all(p.grad is not None and p.grad.isfinite().all() for p in loss_of.parameters())
 
 
+@pytest.mark.parametrize("settings", [*SETTINGS, *DRAWN], ids=name_of)
+def test_a_batch_without_a_label_or_with_a_single_one_is_no_fault(settings: dict[str, Any]) -> None:
+    """Of negative-only images, or all of one class: what is trained has a gradient, as several processes need it."""
+    for labels in (
+        torch.full((ROWS,), -1),
+        torch.tensor([2, *[-1] * (ROWS - 1)]),
+        torch.zeros(ROWS, dtype=torch.int64),
+    ):
+        loss_of = make_loss(settings)
+        rows = make_rows().requires_grad_()
+        loss, figures = loss_of(rows, labels_for(settings, labels), 1.0)
+        loss.backward()
+        assert loss.isfinite()
+        assert all(figure.isfinite() for figure in figures.values())
+        for one in (rows, *loss_of.parameters()):
+            assert one.grad is not None
+            assert one.grad.isfinite().all()
+
+
 def test_the_registry_and_the_settings_have_the_same_losses_and_options() -> None:
     kinds = kinds_of(Finetune.model_fields["loss"])
     assert list(kinds) == list(LOSSES) == list(REFERENCES)
@@ -309,6 +328,21 @@ def test_the_angle_is_added_and_the_result_falls_with_it_up_to_pi(margin: float)
     assert cosines.grad is not None
     assert cosines.grad.isfinite().all()
     assert (cosines.grad > 0).all()
+
+
+@pytest.mark.parametrize("margin", [1.0, 1.35, 2.0, 3.7, 4.0])
+def test_the_angle_is_multiplied_and_the_result_falls_with_it(margin: float) -> None:
+    angles = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
+    found = multiply_angle(angles.cos(), margin)
+    first = margin * angles <= math.pi
+    torch.testing.assert_close(found[first], (margin * angles).cos()[first], rtol=0, atol=1e-6)
+    assert (found.diff() < 0).all(), "monotone, without a jump upwards"
+    assert found.diff().abs().max() < 1.01 * margin * math.pi / 2000, "and without one downwards"
+    cosines = torch.tensor([-1.0, -0.5, 0.0, 0.7, 1.0]).requires_grad_()
+    multiply_angle(cosines, margin).sum().backward()
+    assert cosines.grad is not None
+    assert cosines.grad.isfinite().all()
+    assert (cosines.grad >= 0).all()
 
 
 # Several processes

@@ -29,12 +29,14 @@ class Labelled:
         labels: int64 [n], positions in `names`; -1: negative-only.
         names: of the classes.
         mirrored: bool [n].
+        parents: int64 [n], the class above of each, for `hierarchical`.
     """
 
     positions: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
     mirrored: np.ndarray
+    parents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -46,7 +48,8 @@ class Labelled:
 
     def only(self, kept: np.ndarray) -> "Labelled":
         """Some of the samples, bool [n]; classes keep their numbers."""
-        return replace(self, positions=self.positions[kept], labels=self.labels[kept], mirrored=self.mirrored[kept])
+        parents = None if self.parents is None else self.parents[kept]
+        return Labelled(self.positions[kept], self.labels[kept], self.names, self.mirrored[kept], parents)
 
 
 def label_samples(
@@ -63,15 +66,16 @@ def label_samples(
     Raises:
         Unplannable: a negative-only class that no image has, or less than two others.
     """
-    there = [classes[label] for label in np.unique(labels)]
-    unknown = sorted(set(negative_only) - set(there))
+    there = np.unique(labels)
+    unknown = sorted(set(negative_only) - {classes[label] for label in there})
     if unknown:
         raise Unplannable(f"negative_only: no labelled training image is {unknown[0]!r}")
-    names = tuple(name for name in there if name not in negative_only)
+    told_apart = there[[classes[label] not in negative_only for label in there]]
+    names = tuple(classes[label] for label in told_apart)
     if len(names) < 2:
         raise Unplannable(f"negative_only leaves {len(names)} classes to be told apart; two are needed")
     numbers = np.full(len(classes), -1, dtype=np.int64)
-    numbers[[classes.index(name) for name in names]] = np.arange(len(names))
+    numbers[told_apart] = np.arange(len(names))
     own = numbers[labels]
     plain = np.zeros(len(own), dtype=bool)
     if not mirror:
@@ -128,11 +132,8 @@ class Plan:
         return Among(self.samples.positions, self.schedule)
 
 
-def plan_batches(seed: int, samples: Labelled, asked: Batches, parents: np.ndarray | None) -> Plan:
+def plan_batches(seed: int, samples: Labelled, asked: Batches) -> Plan:
     """Batches of samples.
-
-    Args:
-        parents: int64 [n], the class above of each, for `hierarchical`.
 
     Raises:
         Unplannable: they cannot be made; the message says how they could.
@@ -140,7 +141,7 @@ def plan_batches(seed: int, samples: Labelled, asked: Batches, parents: np.ndarr
     if asked.sampler == "pairs":
         return _plan_pairs(seed, samples, asked)
     if asked.sampler in ("p_by_k", "hierarchical"):
-        return _plan_groups(seed, samples, asked, parents)
+        return _plan_groups(seed, samples, asked)
     notes: list[str] = []
     if asked.sampler == "balanced":
         known = samples.only(samples.labels >= 0)
@@ -154,19 +155,20 @@ def plan_batches(seed: int, samples: Labelled, asked: Batches, parents: np.ndarr
     return Plan(samples, Shuffled(seed, len(samples), batch_size), batch_size, 1, 1, tuple(notes))
 
 
-def begin_with(seed: int, plan: Plan, asked: Batches, parents: np.ndarray | None, least: int, steps: int) -> Plan:
-    """A curriculum: classes of `least` samples or more for the first `steps`, then all.
+def begin_with(seed: int, plan: Plan, asked: Batches, least: int, steps: int) -> Plan:
+    """A curriculum: classes of `least` samples or more for the first `steps`, then all. What is negative-only comes all
+    along.
 
     Raises:
         Unplannable: there are not two such classes.
     """
     counts, labels = plan.samples.counts, plan.samples.labels
-    large = (labels >= 0) & (counts[labels.clip(min=0)] >= least)
+    large = (labels < 0) | (counts[labels.clip(min=0)] >= least)
     found = int((counts >= least).sum())
     if found < 2:
         raise Unplannable(f"curriculum.min_per_class: {found} classes have {least} images or more; two are needed")
     places = np.flatnonzero(large)
-    first = plan_batches(seed, plan.samples.only(large), asked, None if parents is None else parents[large])
+    first = plan_batches(seed, plan.samples.only(large), asked)
     if first.batch_size != plan.batch_size:
         raise Unplannable(
             f"curriculum.min_per_class: the {found} classes of {least} images or more make batches of "
@@ -185,7 +187,7 @@ def _plan_pairs(seed: int, samples: Labelled, asked: Batches) -> Plan:
     return Plan(samples, schedule, asked.batch_size, asked.batch_size, 2, (note,))
 
 
-def _plan_groups(seed: int, samples: Labelled, asked: Batches, parents: np.ndarray | None) -> Plan:
+def _plan_groups(seed: int, samples: Labelled, asked: Batches) -> Plan:
     """P classes with K images each, and a number of negative-only images."""
     samples, notes = _without_classes_of_one(samples, asked)
     known = np.flatnonzero(samples.labels >= 0)
@@ -204,9 +206,11 @@ def _plan_groups(seed: int, samples: Labelled, asked: Batches, parents: np.ndarr
             "theirs, in other views"
         )
     if asked.sampler == "hierarchical":
-        assert parents is not None
+        assert samples.parents is not None
+        parents = samples.parents[known]
+        _check_parents(samples.names, labels, parents)
         try:
-            grouped = Hierarchical(seed, labels, parents[known], classes, images, asked.parents_per_batch)
+            grouped = Hierarchical(seed, labels, parents, classes, images, asked.parents_per_batch)
         except ValueError as error:
             raise Unplannable(f"sampler: hierarchical: {error}") from error
         schedule, batch_size = Among(known, grouped), grouped.batch_size
@@ -225,6 +229,14 @@ def _plan_groups(seed: int, samples: Labelled, asked: Batches, parents: np.ndarr
     return Plan(samples, schedule, batch_size, images, 1, tuple(notes))
 
 
+def _check_parents(names: Sequence[str], labels: np.ndarray, parents: np.ndarray) -> None:
+    """Whether the images of a class have one class above."""
+    both = np.unique(np.stack([labels, parents], axis=1), axis=0)
+    twice = both[1:, 0][both[1:, 0] == both[:-1, 0]]
+    if len(twice):
+        raise Unplannable(f"hierarchy: images of {names[twice[0]]!r} have several classes above; each class needs one")
+
+
 def _without_classes_of_one(samples: Labelled, asked: Batches) -> tuple[Labelled, list[str]]:
     """What becomes of classes of a single image, which have no positive but other views of it."""
     alone = np.flatnonzero(samples.counts == 1)
@@ -233,11 +245,14 @@ def _without_classes_of_one(samples: Labelled, asked: Batches) -> tuple[Labelled
     listed = ", ".join(repr(samples.names[label]) for label in alone[:FEW_NAMES])
     more = f" and {len(alone) - FEW_NAMES:,} more" if len(alone) > FEW_NAMES else ""
     what = f"{len(alone):,} of {len(samples.counts):,} classes have a single image ({listed}{more})"
-    is_alone = np.isin(samples.labels, alone)
-    if asked.classes_of_one == "drop":
-        return samples.only(~is_alone), [f"{what}: they are left out"]
+    if asked.classes_of_one == "repeat":
+        advice = "classes_of_one: drop leaves them out, negative keeps them as negatives only"
+        return samples, [f"{what}, whose only positives are other views of it; {advice}"]
+    kept = np.flatnonzero(samples.counts != 1)
+    numbers = np.full(len(samples.names) + 1, -1, dtype=np.int64)  # the last one is that of label -1
+    numbers[kept] = np.arange(len(kept))
+    names = tuple(samples.names[label] for label in kept)
+    rest = replace(samples, labels=numbers[samples.labels], names=names)
     if asked.classes_of_one == "negative":
-        labels = np.where(is_alone, -1, samples.labels)
-        return replace(samples, labels=labels), [f"{what}: they are negative-only"]
-    advice = "classes_of_one: drop leaves them out, negative keeps them as negatives only"
-    return samples, [f"{what}, whose only positives are other views of it; {advice}"]
+        return rest, [f"{what}: they are negative-only"]
+    return rest.only(~np.isin(samples.labels, alone)), [f"{what}: they are left out"]

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 from numpy.typing import ArrayLike
 
-MAX_LENGTH = 2**40
+MAX_LENGTH = 2**60
+"""All pairs of a thousand million images are fewer."""
 ROUNDS = 8
 SMALLEST_BITS = 4  # with fewer, the halves are so short that some permutations come up too seldom
 
@@ -22,10 +23,10 @@ class Order:
         """Args:
         seed: any integer.
         epoch: another permutation for each.
-        length: samples, up to 2**40.
+        length: samples, up to 2**60.
         """
         if not 0 <= length <= MAX_LENGTH:
-            raise ValueError(f"length must be from 0 to 2**40, not {length}")
+            raise ValueError(f"length must be from 0 to 2**60, not {length}")
         self.seed, self.epoch, self.length = seed, epoch, length
         bits = max(SMALLEST_BITS, (length - 1).bit_length())
         self._low_bits = np.uint64(bits // 2)

@@ -10,7 +10,7 @@ class Balanced:
     """Batches in which every class is drawn equally often, whatever its size.
 
     Over an epoch of floor(n / batch) batches, at least one, classes come equally often, within one; so do the images of
-    a class.
+    a class, none of which comes again before all of them have.
 
     Args:
         labels: int64 [n], 0 or more.
@@ -42,9 +42,8 @@ class Balanced:
         for number, (members, visits) in enumerate(
             zip(self._members, places_of_values(classes, len(self._members)), strict=True)
         ):
-            rounds = max(1, -(-len(visits) // len(members)))
-            chosen = order(class_key(self._seed, epoch, number), 0, rounds * len(members))[: len(visits)]
-            positions[visits] = members[chosen % len(members)]
+            chosen = order(class_key(self._seed, epoch, number), 0, len(members))
+            positions[visits] = members[chosen[np.arange(len(visits)) % len(members)]]
         return positions.reshape(self._steps_per_epoch, -1)
 
 
@@ -77,13 +76,15 @@ class Hierarchical:
         share = classes_per_batch // parents_per_batch
         if share < 1:
             raise ValueError(f"{classes_per_batch} classes a batch are fewer than {parents_per_batch} classes above")
-        for parent in np.unique(parents):
+        for number, parent in enumerate(np.unique(parents)):
             places = np.flatnonzero(parents == parent)
             there = len(np.unique(labels[places]))
             if there < share:
                 continue
             self._places.append(places)
-            self._schedules.append(ClassBalanced(seed, labels[places], share, images_per_class))
+            # With one key for all, the same classes of two parents would meet again and again.
+            key = class_key(seed, -1, number)
+            self._schedules.append(ClassBalanced(key, labels[places], share, images_per_class))
         if len(self._schedules) < parents_per_batch:
             raise ValueError(
                 f"only {len(self._schedules)} of the classes above have {share} classes or more; "
@@ -98,7 +99,7 @@ class Hierarchical:
         return self._steps_per_epoch
 
     def positions(self, step: int) -> np.ndarray:
-        # Parents take turns: each comes once in a permutation, of which what is left over has its turn in another.
+        # Parents take turns: each comes once in a permutation, but for what is left over, which is another part each.
         turn, place = divmod(step, len(self._schedules) // self._parents)
         drawn = order(self._seed, turn, len(self._schedules))[place * self._parents : (place + 1) * self._parents]
         return np.concatenate([self._places[one][self._schedules[one].positions(turn)] for one in drawn.tolist()])

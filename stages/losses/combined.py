@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from stages.losses.loss import Loss, Measured
@@ -30,6 +31,8 @@ class Combined(Loss):
     With a bottleneck (BN-neck: Luo et al. 2019, "Bag of tricks and a strong baseline for deep person
     re-identification", section 3.5) losses that classify see the embeddings through it, and those that compare see
     them in front of it.
+
+    Of two figures of one name the second has its loss's name before it; `idle` is of any of them.
     """
 
     def __init__(self, parts: Sequence[Part], bottleneck: nn.Module | None):
@@ -39,7 +42,8 @@ class Combined(Loss):
         self._weights = {part.name: part.weight for part in parts}
         self._classifies = {part.name: part.classifies for part in parts}
         if len(parts) == 1:
-            self.value_at_a_point = parts[0].loss.value_at_a_point
+            value = parts[0].loss.value_at_a_point
+            self.value_at_a_point = None if value is None else parts[0].weight * value
 
     @property
     def trained_head(self) -> Head | None:
@@ -56,5 +60,8 @@ class Combined(Loss):
             total = total + self._weights[name] * value
             if len(self.losses) > 1:
                 figures[f"{name}_loss"] = value.detach()
-            figures |= own
+            if "idle" in own and "idle" in figures:
+                own["idle"] = torch.maximum(own["idle"], figures["idle"])
+            taken = figures.keys() - {"idle", "positive_distance", "negative_distance"}
+            figures |= {f"{name}_{figure}" if figure in taken else figure: found for figure, found in own.items()}
         return total, figures

@@ -23,7 +23,11 @@ class FromLibrary(Loss):
     def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
         rows, row_labels = gather_rows(embeddings), gather_rows(labels)
         known = row_labels >= 0
-        return self.loss(rows[known], row_labels[known]), distance_figures(embeddings, labels)
+        if known.any():
+            loss = self.loss(rows[known], row_labels[known])
+        else:  # which the library has no number for; 0, as a function of all that is trained
+            loss = sum(((one * 0).sum() for one in self.parameters()), (rows * 0).sum())
+        return loss, distance_figures(embeddings, labels)
 
 
 class ProxyAnchor(FromLibrary):

@@ -125,8 +125,9 @@ def _mine_chunk(kind: TripletMining, pairs: Pairs, draws: Draws | None) -> Tripl
         return Triplets(anchors, chosen, nearest, usable.to(similarities.dtype))
     if kind == "multi_similarity":
         kept_positive, kept_negative = mine_pairs(kind, block, pairs.own, draws)
-        anchor, chosen, other = (kept_positive[:, :, None] * kept_negative[:, None, :]).nonzero().unbind(dim=1)
-        return Triplets(anchor, chosen, other, torch.ones_like(anchor, dtype=similarities.dtype))
+        anchor, chosen = kept_positive.nonzero().unbind(dim=1)
+        which, other = kept_negative[anchor].nonzero().unbind(dim=1)
+        return Triplets(anchor[which], chosen[which], other, torch.ones_like(which, dtype=similarities.dtype))
     anchor, chosen = positive.nonzero().unbind(dim=1)
     if kind == "semi_hard":
         usable = negative.any(dim=1)[anchor]

@@ -8,8 +8,8 @@ from torch import Tensor
 from stages.losses.figures import spread
 
 LEAST_SPREAD = 1e-3
-"""Embeddings with less are one point for all purposes: distances are some 2% of those of random ones."""
-AT_A_POINT = 0.01
+"""Embeddings with less are one point for all purposes: distances are some 3% of those of random ones."""
+AT_A_POINT = 0.1
 """How near, relatively, a loss is to its value at a point."""
 LOOKS = 3
 """In so many looks one after another before it is said."""
@@ -40,7 +40,7 @@ class Watch:
             where = ""
             point = self._value_at_a_point
             if point is not None and abs(self._value - point) < AT_A_POINT * point:
-                where = f", and the loss sits at {point:.4g}, its value there"
+                where = f", and the loss stays near {point:.4g}, its value there"
             found["collapsed"] = (
                 f"the embeddings have collapsed to a point{where}: a lower learning rate, a longer warm-up, or easier "
                 "pairs and triplets (mining: semi_hard) usually mend it"

@@ -138,7 +138,7 @@ def build_encoder(
 
 
 def set_pooling(encoder: Encoder, kind: PoolingKind) -> None:
-    """Let a ResNet end with another pooling; embeddings keep their size.
+    """Let a ResNet end with another pooling; embeddings keep their size. One of the same kind stays as it is.
 
     Raises:
         UnusableBackbone: the encoder is no ResNet.
@@ -146,7 +146,8 @@ def set_pooling(encoder: Encoder, kind: PoolingKind) -> None:
     module = encoder.library_module()
     if not isinstance(module, ResNet):
         raise UnusableBackbone(f"pooling: only {', '.join(RESNET_LAYOUTS)} can have another ({kind}); leave it out")
-    module.pool = POOLINGS[kind]().to(next(module.parameters()).device)
+    if not isinstance(module.pool, POOLINGS[kind]):
+        module.pool = POOLINGS[kind]().to(next(module.parameters()).device)
 
 
 def pooling_of(encoder: Encoder) -> PoolingKind:

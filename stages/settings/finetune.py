@@ -134,6 +134,12 @@ class Finetune(StageSettings):
             raise ValueError("architecture.pretrained: a random encoder has no published weights; say timm:NAME")
         if self.freeze == "encoder" and not any(loss.has_head for loss in self.losses) and self.projection is None:
             raise ValueError(f"freeze: encoder leaves nothing to train: {self.loss_name} has no head")
+        if self.freeze == "encoder" and self.projection is not None:
+            raise ValueError("freeze: encoder leaves nothing that is kept: the projection is thrown away")
+        if self.neck == "bn" and self.projection is not None:
+            raise ValueError("neck: bn stands between embedding and classifier, where the projection is: take one")
+        if self.neck == "bn" and not any(loss.classifies for loss in self.losses):
+            raise ValueError(f"neck: nothing works behind it: {self.loss_name} compares; add a loss that classifies")
         self._check_losses()
         return self
 
