@@ -74,6 +74,16 @@ def distances_of(similarities: Tensor) -> Tensor:
     return (2 - 2 * similarities).clamp_min(4 * torch.finfo(similarities.dtype).eps).sqrt()
 
 
+def padded(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What is in the mask, row by row and side by side: [n, M] -> [n, K], and which of these places are taken.
+
+    Of a row's positives, which are few, this is little beside the row.
+    """
+    counts = mask.sum(dim=1)
+    is_there = torch.arange(max(1, int(counts.max())), device=counts.device) < counts[:, None]
+    return values.new_zeros(is_there.shape).masked_scatter(is_there, values[mask]), is_there
+
+
 class PairwiseLoss(Loss):
     """A loss of pairs, on unit vectors.
 
