@@ -28,7 +28,6 @@ class NPairs(Loss):
         rows = F.normalize(embeddings, dim=1)
         columns, column_labels = gather_rows(rows), gather_rows(labels)
         turns = turns_in_groups(column_labels)
-        is_positive = (turns == 1) & (column_labels >= 0)
         positives = ((turns == 1) & (column_labels >= 0)).nonzero()[:, 0]
         anchors = (turns[world()[0] * len(rows) :][: len(rows)] == 0).nonzero()[:, 0]
         own = labels[anchors, None] == column_labels[positives]  # [anchors, positives], one at most in a row

@@ -64,9 +64,12 @@ class Block(NamedTuple):
 def block_of(pairs: Pairs) -> Block:
     """A label below 0 belongs to nothing: such a row has no pairs, and such a column is everybody's negative."""
     is_anchor = pairs.labels[:, None] >= 0
-    same = pairs.labels[:, None] == pairs.column_labels
-    positive = (same & is_anchor).scatter(1, pairs.own[:, None], False)
-    return Block(pairs.rows @ pairs.columns.T, positive, ~same & is_anchor)
+    positive = pairs.labels[:, None] == pairs.column_labels
+    negative = ~positive
+    positive &= is_anchor
+    negative &= is_anchor
+    positive.scatter_(1, pairs.own[:, None], False)
+    return Block(pairs.rows @ pairs.columns.T, positive, negative)
 
 
 def distances_of(similarities: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Losses that weigh all similarities of an anchor at once."""
 
+import math
 from typing import Any
 
 import torch
@@ -89,13 +90,15 @@ class Circle(SummedLoss):
 
 
 class _LogSum(torch.autograd.Function):
-    """With exponentials kept for the backward pass; torch's logsumexp would compute them again."""
+    """With exponentials kept for the backward pass, which torch's logsumexp would compute again. They are to base 2:
+    where the result nears 0 torch's exp takes 20 to 100 times as long on CPUs, exp2 does not.
+    """
 
     @staticmethod
     def forward(ctx: Any, exponents: Tensor, mask: Tensor) -> Tensor:
         values = torch.where(mask, exponents, LEAST_LOG)
         largest = values.amax(dim=1, keepdim=True)
-        totals = values.sub_(largest).exp_().sum(dim=1, keepdim=True)
+        totals = values.sub_(largest).mul_(1 / math.log(2)).exp2_().sum(dim=1, keepdim=True)
         ctx.save_for_backward(values, totals, largest)
         return (totals.log() + largest)[:, 0]
 
