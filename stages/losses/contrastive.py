@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from stages.losses.loss import Measured, Task
 from stages.losses.mining import Draws, PairMining, mine_pairs
-from stages.losses.pairwise import Pairs, SummedLoss, at_least_one, block_of, distances_of
+from stages.losses.pairwise import Pairs, SummedLoss, at_least_one, block_of, distances_of, padded
 
 
 class Contrastive(SummedLoss):
@@ -34,14 +34,12 @@ class Contrastive(SummedLoss):
         block = block_of(pairs)
         positive, negative = mine_pairs(self.mining, block, pairs.own, self.draws)
         distances = distances_of(block.similarities)
+        pulled, is_there = padded(distances, positive > 0)  # 0 where there is none
         near = (self.margin - distances).clamp_min(0)
-        inside = negative * (near.detach() > 0)
+        inside = (negative * (near.detach() > 0)).sum()
         if self.squared:
-            pulled, pushed = distances.square() / 2, near.square() / 2
-        else:
-            pulled, pushed = distances, near
-        sums = (pulled * positive).sum(), positive.sum(), (pushed * inside).sum(), inside.sum(), negative.sum()
-        return torch.stack(sums)
+            pulled, near = pulled.square() / 2, near.square() / 2
+        return torch.stack([pulled.sum(), is_there.sum(), (near * negative).sum(), inside, negative.sum()])
 
     def conclude(self, sums: Tensor) -> Measured:
         pulled, positives, pushed, inside, negatives = sums

@@ -8,7 +8,7 @@ from stages.losses.figures import distance_figures
 from stages.losses.gather import gather_rows, mean_over_processes, world
 from stages.losses.label_groups import turns_in_groups
 from stages.losses.loss import Loss, Measured, Task
-from stages.losses.pairwise import LEAST_LOG, at_least_one
+from stages.losses.pairwise import at_least_one
 
 
 class NPairs(Loss):
@@ -28,14 +28,15 @@ class NPairs(Loss):
         rows = F.normalize(embeddings, dim=1)
         columns, column_labels = gather_rows(rows), gather_rows(labels)
         turns = turns_in_groups(column_labels)
-        is_positive = (turns == 1) & (column_labels >= 0)
-        own = (labels[:, None] == column_labels) & is_positive  # [N, M], one at most in a row
-        is_anchor = (turns[world()[0] * len(rows) :][: len(rows)] == 0) & own.any(dim=1)
-        similarities = (rows @ columns.T / self.temperature).masked_fill(~is_positive, LEAST_LOG)
-        target = own.to(torch.int64).argmax(dim=1)
-        losses = F.cross_entropy(similarities, target, reduction="none") * is_anchor
-        right = (similarities.detach().argmax(dim=1) == target) & is_anchor
-        sums = torch.stack([losses.sum(), is_anchor.sum().to(losses.dtype), right.sum().to(losses.dtype)])
+        positives = ((turns == 1) & (column_labels >= 0)).nonzero()[:, 0]
+        anchors = (turns[world()[0] * len(rows) :][: len(rows)] == 0).nonzero()[:, 0]
+        own = labels[anchors, None] == column_labels[positives]  # [anchors, positives], one at most in a row
+        found, target = own.nonzero().unbind(dim=1)
+        similarities = rows[anchors[found]] @ columns[positives].T / self.temperature
+        losses = F.cross_entropy(similarities, target, reduction="none")
+        to_own = similarities.detach().gather(1, target[:, None])
+        right = (similarities.detach() >= to_own).sum(dim=1) == 1  # none but the own one
+        sums = torch.stack([losses.sum(), losses.new_tensor(len(losses)), right.sum().to(losses.dtype)])
         total, pairs, right_pairs = mean_over_processes(sums)
         figures = {
             "pair_accuracy": right_pairs.detach() / at_least_one(pairs),

@@ -64,14 +64,27 @@ class Block(NamedTuple):
 def block_of(pairs: Pairs) -> Block:
     """A label below 0 belongs to nothing: such a row has no pairs, and such a column is everybody's negative."""
     is_anchor = pairs.labels[:, None] >= 0
-    same = pairs.labels[:, None] == pairs.column_labels
-    positive = (same & is_anchor).scatter(1, pairs.own[:, None], False)
-    return Block(pairs.rows @ pairs.columns.T, positive, ~same & is_anchor)
+    positive = pairs.labels[:, None] == pairs.column_labels
+    negative = ~positive
+    positive &= is_anchor
+    negative &= is_anchor
+    positive.scatter_(1, pairs.own[:, None], False)
+    return Block(pairs.rows @ pairs.columns.T, positive, negative)
 
 
 def distances_of(similarities: Tensor) -> Tensor:
     """Euclidean distances of unit vectors; below rounding the derivative, which has no bound there, is 0."""
     return (2 - 2 * similarities).clamp_min(4 * torch.finfo(similarities.dtype).eps).sqrt()
+
+
+def padded(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What is in the mask, row by row and side by side: [n, M] -> [n, K], and which of these places are taken.
+
+    Of a row's positives, which are few, this is little beside the row.
+    """
+    counts = mask.sum(dim=1)
+    is_there = torch.arange(max(1, int(counts.max())), device=counts.device) < counts[:, None]
+    return values.new_zeros(is_there.shape).masked_scatter(is_there, values[mask]), is_there
 
 
 class PairwiseLoss(Loss):

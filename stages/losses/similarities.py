@@ -1,12 +1,16 @@
 """Losses that weigh all similarities of an anchor at once."""
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stages.losses.loss import Measured, Task
 from stages.losses.mining import PairMining, mine_pairs
-from stages.losses.pairwise import LEAST_LOG, SOFTPLUS_FROM, Pairs, SummedLoss, at_least_one, block_of
+from stages.losses.pairwise import LEAST_LOG, SOFTPLUS_FROM, Pairs, SummedLoss, at_least_one, block_of, padded
 
 
 class MultiSimilarity(SummedLoss):
@@ -38,7 +42,7 @@ class MultiSimilarity(SummedLoss):
         block = block_of(pairs)
         positive, negative = mine_pairs(self.mining, block, pairs.own, None)
         above = block.similarities - self.base
-        pulled = _log_one_plus_sum(-self.alpha * above, positive > 0) / self.alpha
+        pulled = _log_one_plus_sum(*padded(-self.alpha * above, positive > 0)) / self.alpha
         pushed = _log_one_plus_sum(self.beta * above, negative > 0) / self.beta
         known = (pairs.labels >= 0).to(above.dtype)
         return torch.stack([((pulled + pushed) * known).sum(), known.sum(), positive.sum(), negative.sum()])
@@ -70,11 +74,13 @@ class Circle(SummedLoss):
 
     def sums(self, pairs: Pairs) -> Tensor:
         similarities, positive, negative = block_of(pairs)
-        fixed = similarities.detach()
-        to_negative = self.scale * (fixed + self.margin).clamp_min(0) * (similarities - self.margin)
-        to_positive = -self.scale * (1 + self.margin - fixed).clamp_min(0) * (similarities - 1 + self.margin)
-        usable = positive.any(dim=1) & negative.any(dim=1)
-        exponents = _log_sum(to_negative, negative) + _log_sum(to_positive, positive)
+        of_positives, is_there = padded(similarities, positive)
+        to_negative = self.scale * (similarities.detach() + self.margin).clamp_min(0) * (similarities - self.margin)
+        to_positive = (
+            -self.scale * (1 + self.margin - of_positives.detach()).clamp_min(0) * (of_positives - 1 + self.margin)
+        )
+        usable = is_there.any(dim=1) & negative.any(dim=1)
+        exponents = _log_sum(to_negative, negative) + _log_sum(to_positive, is_there)
         losses = F.softplus(exponents, threshold=SOFTPLUS_FROM) * usable
         return torch.stack([losses.sum(), usable.sum().to(losses.dtype)])
 
@@ -83,9 +89,29 @@ class Circle(SummedLoss):
         return total / at_least_one(rows), {"idle": (rows.detach() == 0).to(total.dtype)}
 
 
+class _LogSum(torch.autograd.Function):
+    """With exponentials kept for the backward pass, which torch's logsumexp would compute again. They are to base 2:
+    where the result nears 0 torch's exp takes 20 to 100 times as long on CPUs, exp2 does not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, exponents: Tensor, mask: Tensor) -> Tensor:
+        values = torch.where(mask, exponents, LEAST_LOG)
+        largest = values.amax(dim=1, keepdim=True)
+        totals = values.sub_(largest).mul_(1 / math.log(2)).exp2_().sum(dim=1, keepdim=True)
+        ctx.save_for_backward(values, totals, largest)
+        return (totals.log() + largest)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        values, totals, largest = ctx.saved_tensors
+        return values * (gradient[:, None] / totals * (largest > LEAST_LOG)), None
+
+
 def _log_sum(exponents: Tensor, mask: Tensor) -> Tensor:
-    """log of the sum of exp over what is in the mask: [n, M] -> [n]; LEAST_LOG where that is nothing."""
-    return exponents.masked_fill(~mask, LEAST_LOG).logsumexp(dim=1)
+    """log of the sum of exp over what is in the mask: [n, M] -> [n]; LEAST_LOG, about, where that is nothing."""
+    return _LogSum.apply(exponents, mask)
 
 
 def _log_one_plus_sum(exponents: Tensor, mask: Tensor) -> Tensor:

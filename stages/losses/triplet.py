@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from stages.losses.gather import mean_over_processes
 from stages.losses.loss import Measured, Task
 from stages.losses.mining import Draws, TripletMining, mine_triplets
-from stages.losses.pairwise import Block, Pairs, PairwiseLoss, at_least_one, block_of, distances_of
+from stages.losses.pairwise import Block, Pairs, PairwiseLoss, at_least_one, block_of, distances_of, padded
 
 
 class Triplet(PairwiseLoss):
@@ -77,31 +77,31 @@ class Triplet(PairwiseLoss):
 
         No triplet is looked at. The sum of max(0, c_p - d_n), with c_p the margin and the distance to a positive, is
         linear in the distances while each keeps its place: c_p counts once for every negative that is nearer than it,
-        d_n, with a minus, for every c_p that is beyond it. Sorting tells how often.
+        d_n, with a minus, for every c_p that is beyond it. Both follow from each negative's place among a row's sorted
+        c_p, of which there are few.
         """
         assert self.margin != "soft"
         block = block_of(pairs)
         distances = distances_of(block.similarities)
         with torch.no_grad():
-            to_positive, is_there = _padded(distances, block.positive)  # [n, K]
-            bounds = (to_positive + self.margin).masked_fill(~is_there, -torch.inf)
-            negatives = distances.masked_fill(~block.negative, torch.inf).sort(dim=1).values
-            nearer = torch.searchsorted(negatives, bounds)  # of each positive: negatives with a loss
-            bounds = bounds.sort(dim=1).values
-            beyond = bounds.shape[1] - torch.searchsorted(bounds, distances.contiguous(), right=True)
-            beyond = beyond.to(distances.dtype) * block.negative
-            often = torch.zeros_like(distances)
-            often[block.positive] = nearer[is_there].to(distances.dtype)
-            active = nearer[is_there].sum().to(distances.dtype)
-            triplets = (block.positive.sum(dim=1) * block.negative.sum(dim=1)).sum().to(distances.dtype)
-        total = self.margin * active + ((often - beyond) * distances).sum()
+            to_positive, is_there = padded(distances, block.positive)  # [n, K]
+            bounds, order = (to_positive + self.margin).masked_fill(~is_there, -torch.inf).sort(dim=1)
+            places = torch.searchsorted(bounds, distances, right=True)  # [n, M]: from here on they are beyond
+            negative = block.negative.to(distances.dtype)
+            at_places = distances.new_zeros(len(bounds), bounds.shape[1] + 1).scatter_add_(1, places, negative)
+            nearer = torch.empty_like(bounds).scatter_(1, order, at_places.cumsum(dim=1)[:, :-1])[is_there]
+            often = (places - bounds.shape[1]) * negative  # of each negative: minus the c_p beyond it
+            often[block.positive] = nearer
+            active = nearer.sum()
+            triplets = (is_there.sum(dim=1) * negative.sum(dim=1)).sum()
+        total = self.margin * active + (often * distances).sum()
         return torch.stack([total, active, active, triplets])
 
     def _soft_sums(self, pairs: Pairs) -> Tensor:
         """The same of log(1 + exp(x)), which every triplet has: one positive of each row at a time."""
         block = block_of(pairs)
         distances = distances_of(block.similarities)
-        to_positive, is_there = _padded(distances, block.positive)
+        to_positive, is_there = padded(distances, block.positive)
         sums = []
         for turn in range(to_positive.shape[1]):
             if to_positive.shape[1] == 1 or not torch.is_grad_enabled():
@@ -117,14 +117,6 @@ def _soft_turn(to_positive: Tensor, is_there: Tensor, distances: Tensor, block: 
     counted = (block.negative & is_there[:, turn, None]).to(distances.dtype)
     active = (violation.detach() > 0).to(distances.dtype) * counted
     return torch.stack([(F.softplus(violation) * counted).sum(), active.sum(), counted.sum()])
-
-
-def _padded(distances: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """The distances to each row's positives, side by side [n, K], and which of these places are taken."""
-    counts = positive.sum(dim=1)
-    is_there = torch.arange(max(1, int(counts.max())), device=counts.device) < counts[:, None]
-    padded = distances.new_zeros(is_there.shape)
-    return padded.masked_scatter(is_there, distances[positive]), is_there
 
 
 def _distances(rows: Tensor, others: Tensor) -> Tensor:

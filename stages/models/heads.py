@@ -57,7 +57,7 @@ class Prototypes(Head):
     def forward(self, embeddings: Tensor) -> Tensor:
         """[N, D] of any length -> [N, classes], cosines"""
         cosines = F.normalize(embeddings, dim=1) @ F.normalize(self.weight, dim=1).T
-        return cosines if self.centres == 1 else cosines.unflatten(1, (self.classes, self.centres)).amax(dim=2)
+        return cosines if self.centres == 1 else cosines.unflatten(1, (self.classes, self.centres)).max(dim=2).values
 
 
 class PairHead(Head):
