@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.settings import kinds_of
 from stages.losses import Loss, Task
-from stages.losses.margin_softmax import ArcFace, add_angle
+from stages.losses.margin_softmax import ArcFace, add_angle, multiply_angle
 from stages.losses.mining import mine_triplets
 from stages.losses.pairwise import Pairs
 from stages.losses.registry import LOSSES, build_loss
@@ -35,7 +35,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"name": "cross_entropy", "class_weights": "effective_number"},
     {"name": "bce"},
     {"name": "bce", "class_weights": "effective_number"},
-    {"name": "bce", "scale": 16.0},
+    {"name": "bce", "scale": 4.0},
     {"name": "focal"},
     {"name": "focal", "gamma": 1.5, "alpha": 0.25},
     {"name": "pairs_concatenated"},
