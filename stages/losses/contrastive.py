@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.losses.loss import Measured, Task
-from stages.losses.mining import Draws, PairMining, mine_pairs
+from stages.losses.mining import PairMining, mine_pairs
 from stages.losses.pairwise import Pairs, SummedLoss, at_least_one, block_of, distances_of, padded
 
 
@@ -21,14 +21,8 @@ class Contrastive(SummedLoss):
     """
 
     def __init__(self, task: Task, memory: int, memory_start: float, margin: float, squared: bool, mining: PairMining):
-        super().__init__(task, memory, memory_start)
+        super().__init__(task, memory, memory_start, mining)
         self.margin, self.squared, self.mining = margin, squared, mining
-        self.draws = Draws(task.embedding_size) if mining == "distance_weighted" else None
-
-    def measure_pairs(self, pairs: Pairs) -> Measured:
-        if self.draws is not None:
-            self.draws.advance()  # first: the backward pass may mine again
-        return super().measure_pairs(pairs)
 
     def sums(self, pairs: Pairs) -> Tensor:
         block = block_of(pairs)
@@ -71,15 +65,9 @@ class Margin(SummedLoss):
         beta_weight: float,
         mining: PairMining,
     ):
-        super().__init__(task, memory, memory_start)
+        super().__init__(task, memory, memory_start, mining)
         self.alpha, self.beta_weight, self.mining = alpha, beta_weight, mining
         self.beta = nn.Parameter(torch.full((len(task.class_counts),), beta))
-        self.draws = Draws(task.embedding_size) if mining == "distance_weighted" else None
-
-    def measure_pairs(self, pairs: Pairs) -> Measured:
-        if self.draws is not None:
-            self.draws.advance()  # first: the backward pass may mine again
-        return super().measure_pairs(pairs)
 
     def sums(self, pairs: Pairs) -> Tensor:
         block = block_of(pairs)

@@ -3,8 +3,9 @@
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from stages.losses.draws import Draws
 from stages.losses.pairwise import Block, Pairs, block_of, distances_of
 
 PairMining = Literal["all", "hard", "easy_positive", "multi_similarity", "distance_weighted"]
@@ -16,37 +17,6 @@ SMALLEST_DISTANCE = 0.5
 """Nearer negatives are drawn as if they were so far away (Wu et al. 2017, section 4; lambda in their equation 5)."""
 LARGEST_DISTANCE = 1.4
 """Farther ones are not drawn by `distance_weighted` (as in the authors' code): they have no loss."""
-
-
-class Draws(nn.Module):
-    """Uniform numbers that depend on the step and on the row, not on the process that has it; part of a loss's state.
-
-    A new one takes its key from torch's global generator.
-    """
-
-    def __init__(self, dimension: int):
-        """dimension: D of the embeddings, for `distance_weighted`."""
-        super().__init__()
-        self.dimension = dimension
-        self.register_buffer("key", torch.randint(2**31, ()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def advance(self) -> None:
-        """Other numbers from here on."""
-        self.get_buffer("step").add_(1)
-
-    def uniforms(self, rows: Tensor, count: int) -> Tensor:
-        """`count` numbers in [0, 1) for each row of the global batch: int64 [n] -> float64 [n, count]."""
-        start = _mix(_mix(self.get_buffer("key") ^ self.get_buffer("step")) ^ rows)[:, None]
-        return _mix(start ^ torch.arange(count, device=rows.device)).double() / 2**32
-
-
-def _mix(values: Tensor) -> Tensor:
-    """A hash of 32 bits, in int64 ("lowbias32", Wellons 2018)."""
-    values = values & 0xFFFFFFFF
-    values = ((values ^ (values >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    values = ((values ^ (values >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    return values ^ (values >> 16)
 
 
 class Triplets(NamedTuple):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stages.losses.draws import Draws
 from stages.losses.figures import distance_figures
 from stages.losses.gather import gather_rows, mean_over_processes, world
 from stages.losses.loss import Loss, Measured, Task
@@ -96,10 +97,12 @@ class PairwiseLoss(Loss):
     Args:
         memory: rows that are remembered; 0 for none.
         memory_start: share of the steps before the memory counts: until then embeddings drift too fast.
+        mining: which pairs count; what is drawn at random (`distance_weighted`) has `draws`.
     """
 
-    def __init__(self, task: Task, memory: int, memory_start: float):
+    def __init__(self, task: Task, memory: int, memory_start: float, mining: str = "all"):
         super().__init__()
+        self.draws = Draws(task.embedding_size) if mining == "distance_weighted" else None
         self.memory = CrossBatchMemory(memory, task.embedding_size) if memory else None
         self.memory_start = memory_start
 
@@ -116,6 +119,8 @@ class PairwiseLoss(Loss):
                     column_labels=torch.cat([column_labels, before_labels]),
                 )
             self.memory.add(columns.detach(), column_labels)
+        if self.draws is not None:
+            self.draws.advance()  # before: the backward pass may mine again, and finds the same
         loss, figures = self.measure_pairs(pairs)
         return loss, figures | distance_figures(embeddings, labels)
 

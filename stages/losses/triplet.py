@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.losses.gather import mean_over_processes
 from stages.losses.loss import Measured, Task
-from stages.losses.mining import Draws, TripletMining, mine_triplets
+from stages.losses.mining import TripletMining, mine_triplets
 from stages.losses.pairwise import Block, Pairs, PairwiseLoss, at_least_one, block_of, distances_of, padded
 
 
@@ -34,16 +34,13 @@ class Triplet(PairwiseLoss):
         margin: float | Literal["soft"],
         mining: TripletMining,
     ):
-        super().__init__(task, memory, memory_start)
+        super().__init__(task, memory, memory_start, mining)
         self.margin, self.mining = margin, mining
         self.value_at_a_point = math.log(2) if margin == "soft" else margin
-        self.draws = Draws(task.embedding_size) if mining == "distance_weighted" else None
 
     def measure_pairs(self, pairs: Pairs) -> Measured:
         if self.mining == "all":
             return self._all(pairs)
-        if self.draws is not None:
-            self.draws.advance()
         mined = mine_triplets(self.mining, pairs, self.draws)
         anchors = pairs.rows[mined.anchor]
         # Only what was mined is measured with a gradient, and by differences: exact where two rows are close.
