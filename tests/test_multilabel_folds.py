@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mosaics import make_mosaics
 
@@ -64,6 +64,7 @@ def slow_folds(targets, ids, folds, seed, groups):
     return [by_row[row] for row in range(len(targets))]
 
 
+@settings(max_examples=60, deadline=None)
 @given(labelled())
 def test_folds_are_those_of_the_paper(case):
     targets, ids, groups, folds, seed = case
@@ -73,6 +74,7 @@ def test_folds_are_those_of_the_paper(case):
         assert iterative_folds(targets, ids, folds, seed).tolist() == slow_folds(targets, ids, folds, seed, single)
 
 
+@settings(max_examples=60, deadline=None)
 @given(labelled())
 def test_groups_stay_whole_and_the_order_of_rows_does_not_matter(case):
     targets, ids, groups, folds, seed = case

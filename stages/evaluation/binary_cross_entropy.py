@@ -1,6 +1,6 @@
 """The objectives of C logistic regressions, one a class against the rest: value, gradient, curvature.
 
-    objective_c(w, b) = mean_i log(1 + exp(-s_ic (w x_i + b))) + penalty / 2 * ||w||^2     (s: 1 with the label, else -1)
+    objective_c(w, b) = mean_i log(1 + exp(-s_ic (w x_i + b))) + penalty / 2 * ||w||^2    (s: 1 with the label, else -1)
 
 They share nothing but the rows, so that each is a problem of its own: a frequent class does not wait for a rare one,
 and the rare one is solved as exactly, relative to its own small loss.
