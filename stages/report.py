@@ -19,6 +19,7 @@ from stages.reports.near_duplicates import ids_by_split, some_pairs
 from stages.reports.neighbours import neighbour_pages, pick_queries, shown_ids
 from stages.reports.page import Pictures, render
 from stages.reports.probes import Probe, comparison, console_table, named, protocol
+from stages.reports.several_labels import has_several_labels, label_console_table, label_probes, label_verdict
 from stages.reports.thumbnails import contact_sheet, thumbnail
 from stages.reports.training import fine_tuning, training
 from stages.reports.verdict import verdict
@@ -44,8 +45,10 @@ def report(run: Run, settings: Report) -> None:
     lineage = Lineage([_artifact(ancestor) for ancestor in run.ancestors()])
     compared = [lineage.of_files(one.files) for one in run.inputs("of")]
     sets = _feature_sets(lineage, compared)
-    probes = _probes(lineage, [one for one in compared if one.stage == "probe" and _has_scores(one)])
-    run.say(f"{len(probes)} probes, {len(sets)} sets of features, {len(lineage.artifacts)} artifacts")
+    scored = [one for one in compared if one.stage == "probe" and _has_scores(one)]
+    several = label_probes(lineage, [one for one in scored if has_several_labels(one)])
+    probes = _probes(lineage, [one for one in scored if not has_several_labels(one)])
+    run.say(f"{len(scored)} probes, {len(sets)} sets of features, {len(lineage.artifacts)} artifacts")
 
     healthy = _health(run, sets, settings.health_samples)
     neighbours, thumbnails = _neighbours(run, sets, settings.neighbour_queries)
@@ -66,6 +69,11 @@ def report(run: Run, settings: Report) -> None:
         "data": [_data(artifact) for artifact in lineage.of_stage("shard")],
         "lineage": lineage_rows(lineage),
     }
+    if several:
+        numbers["several_labels"] = several
+        if not probes:
+            numbers["table"] = label_console_table(several)
+            numbers["verdict"] = label_verdict(several, numbers["verdict"])
     for artifact, data in zip(lineage.of_stage("shard"), numbers["data"], strict=True):
         if data["near_duplicates"]:
             for split, ids in ids_by_split(data["near_duplicates"]["shown"]).items():
@@ -75,7 +83,7 @@ def report(run: Run, settings: Report) -> None:
     (run.out / "report.html").write_text(page, encoding="utf-8", newline="\n")
     text = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
     (run.out / "report.json").write_text(text + "\n", encoding="utf-8", newline="\n")
-    run.count(probes=len(probes), page_bytes=len(page.encode()))
+    run.count(probes=len(scored), page_bytes=len(page.encode()))
 
 
 def _artifact(ancestor: Ancestor) -> Artifact:

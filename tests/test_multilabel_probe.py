@@ -71,6 +71,7 @@ def test_figures_are_those_of_scikit_learn(run_stage: RunStage, tmp_path: Path) 
     linear = metrics["linear"]
 
     fold = iterative_folds(TRAIN.targets, np.arange(500), 5, 2)
+    judged = np.array([len(set(fold[TRAIN.targets[:, label]].tolist())) > 1 for label in range(10)])
     by_penalty = {}
     for point in linear["path"]:
         out_of_fold = np.zeros(TRAIN.targets.shape)
@@ -80,7 +81,6 @@ def test_figures_are_those_of_scikit_learn(run_stage: RunStage, tmp_path: Path) 
                 point["penalty"], TRAIN.pixels[~inside], TRAIN.pixels[inside], TRAIN.targets[~inside]
             )
         by_penalty[point["penalty"]] = out_of_fold
-        judged = [label for label in range(10) if len(set(fold[TRAIN.targets[:, label]].tolist())) > 1]
         expected = average_precision_score(TRAIN.targets[:, judged], out_of_fold[:, judged], average="macro")
         assert point["map"] == pytest.approx(expected, abs=2e-3)
     best = max(linear["path"], key=lambda point: (point["map"], point["penalty"]))
@@ -90,9 +90,7 @@ def test_figures_are_those_of_scikit_learn(run_stage: RunStage, tmp_path: Path) 
     there = TEST.targets.any(0)
     expected = average_precision_score(TEST.targets[:, there], probabilities[:, there], average="macro")
     assert linear["map"] == pytest.approx(expected, abs=2e-3)
-    thresholds = choose_thresholds(
-        "per_class", by_penalty[linear["penalty"]], TRAIN.targets, np.isin(np.arange(10), judged)
-    )
+    thresholds = choose_thresholds("per_class", by_penalty[linear["penalty"]], TRAIN.targets, judged)
     np.testing.assert_allclose(linear["thresholds"]["per_class"], thresholds.values, atol=0.02)
     assert linear["thresholds"]["kind"] == "per_class"
     assert linear["thresholds"]["global"] == pytest.approx(thresholds.overall, abs=0.02)
@@ -291,7 +289,7 @@ def test_unlabelled_images_are_left_out_and_said(
 
 
 def one_group() -> list[str | None]:
-    return ["one"] * 500 + [f"test {row}" for row in range(300)]
+    return [*["one"] * 500, *(f"test {row}" for row in range(300))]
 
 
 def two_images() -> np.ndarray:
@@ -348,7 +346,29 @@ def test_groups_stay_together(run_stage: RunStage, tmp_path: Path) -> None:
     assert single["linear"]["path"][2]["map"] > point["map"], "nor may they be on both sides"
 
 
-def test_from_a_table_to_a_report(run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_that_the_encoder_saw_are_said(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = {"loss": "arcface", "fraction": 1, "subset": 0, "seed": 0, "samples": 500, "digest": "0" * 64}
+    metrics = metrics_of(run_stage("probe", QUICK, {"features": mosaics(tmp_path, labels_seen=[seen])}))
+    assert metrics["protocol"]["encoder_saw_labels"] is True
+    assert "the encoder was fine-tuned on labels" in said(capsys)
+
+
+def test_edges_and_iterations_are_warned_of(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = QUICK | {"penalties": {"smallest": 1.0, "largest": 10.0, "count": 2}, "max_iterations": 1}
+    metrics = metrics_of(run_stage("probe", settings, {"features": mosaics(tmp_path)}))
+    assert metrics["linear"]["penalty_at_edge"]
+    protocol = metrics["protocol"]
+    assert 0 < protocol["not_converged"] <= protocol["fits"] == (5 * 2 + 1) * 10
+    text = said(capsys)
+    assert "at the edge of the path" in text
+    assert f"{protocol['not_converged']} of {protocol['fits']} logistic regressions" in text
+
+
+def test_from_a_table_to_metrics(run_stage: RunStage, tmp_path: Path) -> None:
     parts: dict[str, Mosaics] = {"train": make_mosaics(200, part="train"), "test": make_mosaics(100, part="test")}
     table = write_mosaics(tmp_path / "mosaics", parts, NAMES)
     shards = run_stage("shard", {"source": f"csv:{table}"})

@@ -75,7 +75,7 @@ def render(numbers: dict[str, Any], pictures: Pictures, lineage: Lineage) -> str
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     matrices = [_matrix(probe) for probe in _fullest(numbers["probes"])[:MOST_MATRICES]]
     shown = numbers | {"confusions": matrices, "training": numbers["training"] or numbers["fine_tuning"]["rows"]}
-    sections = [(name, title) for name, title in SECTIONS if shown[name]]
+    sections = [(name, title) for name, title in SECTIONS if shown.get(name)]
     return environment.get_template("report.html.j2").render(
         report=numbers,
         sections=[{"name": name, "title": title} for name, title in sections],
@@ -106,6 +106,7 @@ def _marker(number: int) -> str:
 
 SECTIONS = (
     ("comparison", "Comparison"),
+    ("several_labels", "Several labels"),
     ("training", "Training"),
     ("health", "Health"),
     ("confusions", "Confusions"),
