@@ -1,6 +1,7 @@
 """How good features are: logistic regression and nearest neighbours on them, with all labels and with few.
 
-Everything that is chosen is chosen on training images; test images are scored once.
+Everything that is chosen is chosen on training images; test images are scored once. Where images have several labels it
+is one logistic regression a label, and thresholds that say from which score on an image has it.
 """
 
 import json
@@ -239,11 +240,7 @@ def _plan(run: Run, settings: Probe, at_hand: ProbeLabels) -> dict[float, Fair]:
 
 def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, at_hand: ProbeLabels) -> None:
     """What a reader of the figures should know."""
-    if choice.at_edge:
-        run.warn(
-            f"the penalty that was chosen, {choice.penalty:g}, is at the edge of the path: a wider one may score "
-            "higher (penalties.smallest, penalties.largest)"
-        )
+    _warn_of_edge(run, choice.penalty, choice.at_edge)
     if at_hand.saw_others:
         run.warn(
             "the encoder was fine-tuned on labels that are not among those at hand: if test images of this probe were "
@@ -256,17 +253,29 @@ def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Feat
             f"no group of training images can be held out without losing a class: the penalty is {choice.penalty:g}, "
             "fixed beforehand"
         )
-    if solver.not_converged:
-        run.warn(
-            f"{solver.not_converged} of {solver.fits} logistic regressions did not converge within "
-            f"{solver.max_iterations} iterations; raise max_iterations"
-        )
+    _warn_of_iterations(run, settings, solver.not_converged, solver.fits)
     largest = int(train.labels.bincount().max())
     beyond = [k for k in settings.neighbours if k > largest]
     if beyond:
         run.say(
             f"k = {', '.join(map(str, beyond))} is more than the {largest:,} training images of the largest class: "
             "other classes always vote too (neighbours)"
+        )
+
+
+def _warn_of_edge(run: Run, penalty: float, at_edge: bool) -> None:
+    if at_edge:
+        run.warn(
+            f"the penalty that was chosen, {penalty:g}, is at the edge of the path: a wider one may score higher "
+            "(penalties.smallest, penalties.largest)"
+        )
+
+
+def _warn_of_iterations(run: Run, settings: Probe, not_converged: int, fits: int) -> None:
+    if not_converged:
+        run.warn(
+            f"{not_converged} of {fits} logistic regressions did not converge within {settings.max_iterations} "
+            "iterations; raise max_iterations"
         )
 
 
@@ -457,21 +466,13 @@ def _warn_of_label_sets(run: Run, settings: Probe, linear: Linear, train: LabelS
             f"{_names(classes, alone)} cannot be judged out of fold, with images in one fold only: such a label has "
             "the threshold of all"
         )
-    if linear.at_edge:
-        run.warn(
-            f"the penalty that was chosen, {linear.penalty:g}, is at the edge of the path: a wider one may score "
-            "higher (penalties.smallest, penalties.largest)"
-        )
+    _warn_of_edge(run, linear.penalty, linear.at_edge)
     if train.features.card["encoder"]["labels_seen"]:
         run.warn(
             "the encoder was fine-tuned on labels: if training images of this probe were among them, penalty and "
             "thresholds are chosen on what it knows by heart; if test images were, its scores flatter"
         )
-    if linear.not_converged:
-        run.warn(
-            f"{linear.not_converged} of {linear.fits} logistic regressions did not converge within "
-            f"{settings.max_iterations} iterations; raise max_iterations"
-        )
+    _warn_of_iterations(run, settings, linear.not_converged, linear.fits)
 
 
 def _label_protocol(
