@@ -1,6 +1,7 @@
 """How good features are: logistic regression and nearest neighbours on them, with all labels and with few.
 
-Everything that is chosen is chosen on training images; test images are scored once.
+Everything that is chosen is chosen on training images; test images are scored once. Where images have several labels it
+is one logistic regression a label, and thresholds that say from which score on an image has it.
 """
 
 import json
@@ -20,17 +21,29 @@ from pipeline.run import Run
 from stages.evaluation import (
     Choice,
     Fair,
+    FeatureFile,
     Features,
+    LabelPlan,
+    LabelSets,
+    Linear,
     ProbeLabels,
     Solver,
     accuracy,
     classify,
+    fold_labels,
     held_out,
+    label_targets,
+    linear_figures,
+    measure_linear,
+    measure_neighbours,
     nearest,
+    neighbour_figures,
     read_features,
     score,
+    spaced_penalties,
     stratified_folds,
     subset_size,
+    transfer,
 )
 from stages.settings.probe import Probe
 
@@ -47,14 +60,22 @@ def probe(run: Run, settings: Probe) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
+    scored = np.isin(features.splits, ["train", settings.test_split])
+    measure = _measure_several if (features.label_counts[scored] > 1).any() else _measure_one
     try:
-        train, test = _labelled(run, features, "train"), _labelled(run, features, settings.test_split)
-        _check_classes(run, features.classes, train, test)
+        measure(run, settings, features)
     except Unscorable as reason:
         if settings.without_labels == "fail":
             raise
         _pass(run, features, str(reason).removeprefix(f"{run.step}: "))
-        return
+
+
+def _measure_one(run: Run, settings: Probe, features: Features) -> None:
+    """Images with one label each."""
+    train, test = _labelled(run, features, "train"), _labelled(run, features, settings.test_split)
+    _check_classes(run, features.classes, train, test)
+    if settings.transfer:
+        run.say("transfer is for images with several labels; it is left out")
     path = settings.penalties
     solver = Solver(path.smallest, path.largest, path.count, len(features.classes), settings.max_iterations)
     at_hand = ProbeLabels(
@@ -74,6 +95,7 @@ def probe(run: Run, settings: Probe) -> None:
     everything = at_hand.fair(1, 1)
     curve["100pct"] = _summarise(settings, len(train), everything, [Measured(choice, linear["top1"], neighbours)])
     _warn(run, settings, solver, choice, train, at_hand)
+    _tell_of_lone_classes(run, train, train.labels.numpy(), train.groups)
     metrics = {
         "linear": linear
         | {
@@ -133,14 +155,7 @@ def _labelled(run: Run, features: Features, split: str) -> Features:
             f"{run.step}: the features have no {split} split, they have {there}; test_split names another, and the "
             "stage shard draws one with splits: drawn and test_fraction"
         )
-    several = int((part.label_counts > 1).sum())
-    if several:
-        raise Unscorable(
-            f"{run.step}: {several:,} of {len(part):,} {split} images have several labels; probes of several labels "
-            "come with a later version: until then the stage report shows such features, given as `of`, by their "
-            "health and neighbours"
-        )
-    rows = np.flatnonzero(part.labels.numpy() >= 0)
+    rows = np.flatnonzero(part.label_counts > 0)
     if not len(rows):
         raise Unscorable(
             f"{run.step}: no {split} image has a label; a probe needs them (a folder for each class); "
@@ -184,15 +199,18 @@ def _count_groups(run: Run, train: Features, test: Features) -> dict[str, int] |
         run.warn(
             f"the {len(test):,} test images are of {len(test_groups)} groups: too few for an interval to be relied on"
         )
-    pairs = np.unique(np.stack([train.labels.numpy(), train.groups]), axis=1)[0]
-    counts, samples = np.bincount(pairs), np.bincount(train.labels.numpy())
-    alone = np.flatnonzero((counts == 1) & (samples > 1)).tolist()
-    if alone:
+    return {"train": len(train_groups), "test": len(test_groups), "test_images_shared": shared}
+
+
+def _tell_of_lone_classes(run: Run, train: Features, labels: np.ndarray, groups: np.ndarray) -> None:
+    """A word about classes whose training images are of one group: label and group of each, int64 [n]."""
+    counts = np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0])
+    alone = np.flatnonzero((counts == 1) & (np.bincount(labels) > 1)).tolist()
+    if train.has_groups and alone:
         run.warn(
             f"all training images of {_names(train.classes, alone)} are of one group, which stays whole: such a class "
             "is missing either in a held-out part or in what is fitted beside it, and has no say in the penalty"
         )
-    return {"train": len(train_groups), "test": len(test_groups), "test_images_shared": shared}
 
 
 def _names(classes: Sequence[str], labels: Sequence[int]) -> str:
@@ -222,11 +240,7 @@ def _plan(run: Run, settings: Probe, at_hand: ProbeLabels) -> dict[float, Fair]:
 
 def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, at_hand: ProbeLabels) -> None:
     """What a reader of the figures should know."""
-    if choice.at_edge:
-        run.warn(
-            f"the penalty that was chosen, {choice.penalty:g}, is at the edge of the path: a wider one may score "
-            "higher (penalties.smallest, penalties.largest)"
-        )
+    _warn_of_edge(run, choice.penalty, choice.at_edge)
     if at_hand.saw_others:
         run.warn(
             "the encoder was fine-tuned on labels that are not among those at hand: if test images of this probe were "
@@ -239,17 +253,29 @@ def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Feat
             f"no group of training images can be held out without losing a class: the penalty is {choice.penalty:g}, "
             "fixed beforehand"
         )
-    if solver.not_converged:
-        run.warn(
-            f"{solver.not_converged} of {solver.fits} logistic regressions did not converge within "
-            f"{solver.max_iterations} iterations; raise max_iterations"
-        )
+    _warn_of_iterations(run, settings, solver.not_converged, solver.fits)
     largest = int(train.labels.bincount().max())
     beyond = [k for k in settings.neighbours if k > largest]
     if beyond:
         run.say(
             f"k = {', '.join(map(str, beyond))} is more than the {largest:,} training images of the largest class: "
             "other classes always vote too (neighbours)"
+        )
+
+
+def _warn_of_edge(run: Run, penalty: float, at_edge: bool) -> None:
+    if at_edge:
+        run.warn(
+            f"the penalty that was chosen, {penalty:g}, is at the edge of the path: a wider one may score higher "
+            "(penalties.smallest, penalties.largest)"
+        )
+
+
+def _warn_of_iterations(run: Run, settings: Probe, not_converged: int, fits: int) -> None:
+    if not_converged:
+        run.warn(
+            f"{not_converged} of {fits} logistic regressions did not converge within {settings.max_iterations} "
+            "iterations; raise max_iterations"
         )
 
 
@@ -349,5 +375,145 @@ def _write_predictions(run: Run, test: Features, logits: Tensor, neighbour_predi
         "probability": pa.array(probabilities.gather(1, predicted[:, None])[:, 0].float().numpy()),
         "probability_of_label": pa.array(probabilities.gather(1, test.labels[:, None])[:, 0].float().numpy()),
         "neighbour_predicted": pa.array(neighbour_predicted.numpy(), pa.int32()),
+    }
+    pq.write_table(pa.table(columns), run.out / "predictions.parquet", compression="none")
+
+
+def _measure_several(run: Run, settings: Probe, features: Features) -> None:
+    """Images of which some have several labels."""
+    targets = label_targets(FeatureFile(run.input("features")))
+    train, test = (
+        LabelSets(part, targets[np.isin(features.ids, part.ids)])
+        for part in (_labelled(run, features, split) for split in ("train", settings.test_split))
+    )
+    plan = _label_plan(run, settings)
+    _check_label_sets(run, train, test)
+    folds = fold_labels(train, plan)
+    if not folds.judged.any():
+        raise Unscorable(
+            f"{run.step}: the images of each label lie in one fold: none can be judged out of fold; a label needs "
+            "training images of two groups"
+        )
+    run.say("several labels an image: one classifier a label, thresholds out of fold; no label curve (label_fractions)")
+    with run.progress(2, "measurements") as progress:
+        linear = measure_linear(train, test, folds, plan)
+        progress.advance()
+        near = measure_neighbours(train, test, folds, plan)
+        progress.advance()
+    figures = linear_figures(linear, train, test, plan)
+    neighbours = {
+        str(k): neighbour_figures(scores, test) | {"k_used": min(k, len(train))} for k, scores in near.votes.items()
+    }
+    metrics: dict[str, Any] = {"several_labels": True, "linear": figures, "knn": neighbours}
+    if settings.transfer:
+        metrics["transfer"] = transfer(linear, near, train, test, folds, plan)
+    metrics["protocol"] = _label_protocol(run, settings, train, test, linear, folds.fold)
+    metrics |= {"encoder": features.card["encoder"], "classes": features.classes}
+    _warn_of_label_sets(run, settings, linear, train, folds.judged)
+    (run.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    _write_label_predictions(run, test, linear, near.votes[settings.neighbours[0]].predicted)
+    headline = {name: figures[name] for name in ("map", "macro_f1")}
+    run.count(train=len(train), test=len(test), **headline, **{f"knn_{k}": neighbours[k]["map"] for k in neighbours})
+
+
+def _label_plan(run: Run, settings: Probe) -> LabelPlan:
+    path = settings.penalties
+    return LabelPlan(
+        spaced_penalties(path.smallest, path.largest, path.count),
+        settings.max_iterations,
+        settings.folds,
+        settings.thresholds,
+        settings.neighbours,
+        settings.neighbour_temperature,
+        settings.transfer,
+        settings.bootstrap_samples,
+        run.seed,
+    )
+
+
+def _check_label_sets(run: Run, train: LabelSets, test: LabelSets) -> None:
+    """Some label must be learnable, and what cannot be learned is said."""
+    counts, classes = train.targets.sum(0), train.features.classes
+    if not ((counts > 0) & (counts < len(train))).any():
+        raise Unscorable(
+            f"{run.step}: all {len(train):,} training images have the same labels; a probe needs images with and "
+            "without a label; `without_labels: pass` goes on without"
+        )
+    if len(np.unique(train.features.groups)) < 2:
+        raise Unscorable(
+            f"{run.step}: all {len(train):,} training images are of one group: nothing can be held out to choose "
+            "thresholds on; `without_labels: pass` goes on without"
+        )
+    lost = np.flatnonzero((counts == 0) & test.targets.any(0)).tolist()
+    if lost:
+        affected = int(test.targets[:, lost].any(1).sum())
+        run.warn(
+            f"no training image has the label {_names(classes, lost)}: it is named for none of the {affected:,} test "
+            "images that have it, and counts with an F1 of 0"
+        )
+    unasked = np.flatnonzero((counts > 0) & ~test.targets.any(0)).tolist()
+    if unasked:
+        run.warn(f"no test image has the label {_names(classes, unasked)}: it has no part in the means over labels")
+
+
+def _warn_of_label_sets(run: Run, settings: Probe, linear: Linear, train: LabelSets, judged: np.ndarray) -> None:
+    """What a reader of the figures should know."""
+    classes, rows, labels = train.features.classes, *np.nonzero(train.targets)
+    _tell_of_lone_classes(run, train.features, labels, train.features.groups[rows])
+    alone = np.flatnonzero(train.targets.any(0) & ~judged).tolist()
+    if alone:
+        run.warn(
+            f"{_names(classes, alone)} cannot be judged out of fold, with images in one fold only: such a label has "
+            "the threshold of all"
+        )
+    _warn_of_edge(run, linear.penalty, linear.at_edge)
+    if train.features.card["encoder"]["labels_seen"]:
+        run.warn(
+            "the encoder was fine-tuned on labels: if training images of this probe were among them, penalty and "
+            "thresholds are chosen on what it knows by heart; if test images were, its scores flatter"
+        )
+    _warn_of_iterations(run, settings, linear.not_converged, linear.fits)
+
+
+def _label_protocol(
+    run: Run, settings: Probe, train: LabelSets, test: LabelSets, linear: Linear, fold: np.ndarray
+) -> dict[str, Any]:
+    """How the scores came about."""
+    return {
+        "train": len(train),
+        "test": len(test),
+        "test_split": settings.test_split,
+        "labels_per_train_image": float(train.targets.sum(1).mean()),
+        "groups": _count_groups(run, train.features, test.features),
+        "folds": int(fold.max()) + 1,
+        "stratified": "iteratively",
+        "penalty_by": "mean average precision out of fold",
+        "standardised": "train",
+        "neighbour_temperature": settings.neighbour_temperature,
+        "bootstrap_samples": settings.bootstrap_samples,
+        "max_iterations": settings.max_iterations,
+        "fits": linear.fits,
+        "not_converged": linear.not_converged,
+        "converged": linear.not_converged == 0,
+        "encoder_saw_labels": bool(train.features.card["encoder"]["labels_seen"]),
+    }
+
+
+def _write_label_predictions(run: Run, test: LabelSets, linear: Linear, neighbour_predicted: np.ndarray) -> None:
+    """A row a test image; lists of labels, and a probability for each class."""
+
+    def lists(chosen: np.ndarray) -> pa.Array:
+        return pa.array([np.flatnonzero(row) for row in chosen], pa.list_(pa.int32()))
+
+    features = test.features
+    scores = pa.array(linear.scores.test.astype(np.float32).ravel())
+    columns = {
+        "id": pa.array(features.ids, pa.int64()),
+        "key": pa.array(features.keys.tolist(), pa.string()),
+        "group": pa.array(features.groups, pa.int64()),
+        "labels": lists(test.targets),
+        "predicted": lists(linear.scores.predicted),
+        "scores": pa.FixedSizeListArray.from_arrays(scores, len(features.classes)),
+        "neighbour_predicted": lists(neighbour_predicted),
     }
     pq.write_table(pa.table(columns), run.out / "predictions.parquet", compression="none")

@@ -22,6 +22,7 @@ from stages.reports.probes import Probe, comparison, console_table, named, proto
 from stages.reports.retrieval_numbers import retrieval_numbers
 from stages.reports.retrievals import Retrieval, read_retrieval
 from stages.reports.seen_queries import query_images_seen
+from stages.reports.several_labels import has_several_labels, label_console_table, label_probes, label_verdict
 from stages.reports.thumbnails import contact_sheet, thumbnail
 from stages.reports.training import fine_tuning, training
 from stages.reports.verdict import verdict
@@ -49,14 +50,16 @@ def report(run: Run, settings: Report) -> None:
     compared = [lineage.of_files(one.files) for one in run.inputs("of")]
     sets = _feature_sets(lineage, compared)
     scored = [one for one in compared if one.stage == "probe" and _has_scores(one)]
+    several = label_probes(lineage, [one for one in scored if has_several_labels(one)])
+    of_one_label = [one for one in scored if not has_several_labels(one)]
     searched = list({one.digest: one for one in compared if one.stage == "retrieve"}.values())
     names, retrieval_names = name_with_retrievals(
-        lineage, [_compared(lineage, one) for one in scored], [_compared(lineage, one) for one in searched]
+        lineage, [_compared(lineage, one) for one in of_one_label], [_compared(lineage, one) for one in searched]
     )
-    probes = _probes(lineage, scored, names)
+    probes = _probes(lineage, of_one_label, names)
     retrievals = _retrievals(lineage, sets, searched, retrieval_names)
     run.say(
-        f"{len(probes)} probes, {len(retrievals)} retrievals, {len(sets)} sets of features, "
+        f"{len(scored)} probes, {len(retrievals)} retrievals, {len(sets)} sets of features, "
         f"{len(lineage.artifacts)} artifacts"
     )
 
@@ -81,6 +84,11 @@ def report(run: Run, settings: Report) -> None:
         "data": [_data(artifact) for artifact in lineage.of_stage("shard")],
         "lineage": lineage_rows(lineage),
     }
+    if several:
+        numbers["several_labels"] = several
+        if not probes:
+            numbers["table"] = label_console_table(several)
+            numbers["verdict"] = label_verdict(several, numbers["verdict"])
     if retrievals:
         files = {one.artifact.digest: one.features for one in sets}
         numbers |= retrieval_numbers(retrievals, probes, files, numbers, [one.digest for one in compared])
@@ -95,7 +103,7 @@ def report(run: Run, settings: Report) -> None:
     (run.out / "report.html").write_text(page, encoding="utf-8", newline="\n")
     text = json.dumps(numbers, ensure_ascii=False, allow_nan=False)
     (run.out / "report.json").write_text(text + "\n", encoding="utf-8", newline="\n")
-    run.count(probes=len(probes), retrievals=len(retrievals), page_bytes=len(page.encode()))
+    run.count(probes=len(scored), retrievals=len(retrievals), page_bytes=len(page.encode()))
 
 
 def _artifact(ancestor: Ancestor) -> Artifact:

@@ -367,14 +367,6 @@ def test_a_group_for_each_class_leaves_nothing_to_choose_by(
     assert "797 of 797 test images are of a group" in said
 
 
-def test_several_labels_are_refused(run_stage: RunStage, tmp_path: Path) -> None:
-    labels, lists = DIGITS.copy(), [[int(one)] for one in DIGITS]
-    labels[:2], lists[:2] = -1, [[1, 4], [0, 2, 3]]
-    with pytest.raises(BadData, match=r"2 of 1,000 train images have several labels; .* later version") as caught:
-        run_stage("probe", QUICK, {"features": digits(tmp_path, labels=labels, label_lists=lists)})
-    assert caught.value.exit_code == 6
-
-
 def seen(fraction: float, subset: int = 0, seed: int = 0) -> list[dict[str, Any]]:
     """Of the first TRAIN digits, as the stage finetune writes it."""
     rows = label_subset(DIGITS[:TRAIN], np.arange(TRAIN), fraction, seed, subset)

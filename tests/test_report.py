@@ -422,6 +422,43 @@ def test_features_of_several_labels_have_health_and_neighbours(
     assert page.section("health")
 
 
+@pytest.mark.parametrize("beside", [[], ["probe_pixels"]])
+def test_probes_of_several_labels_have_a_table_of_their_own(
+    run_stage: RunStage, digits: Store, tmp_path: Path, beside: list[str]
+) -> None:
+    store = copy(digits, tmp_path / "several")
+    train, names = np.arange(480) < 360, [f"digit {number}" for number in range(9)] + ["<b>rare</b>"]
+    targets = np.random.default_rng(1).random((480, 10)) < 0.7 ** np.arange(2, 12)
+    targets[~targets.any(1), 0] = True
+    targets[~train, 8] = False
+    lists = [np.flatnonzero(row).tolist() for row in targets]
+    single = np.array([one[0] if len(one) == 1 else -1 for one in lists])
+    probes = []
+    for kind in ("pixels", "random"):
+        features = targets + np.random.default_rng(2).normal(size=(480, 10))
+        write_features(store, f"features_{kind}_several", kind, features, single, train, names, label_lists=lists)
+        given: dict[str, Any] = {"transfer": kind == "random", "bootstrap_samples": 100}
+        probes.append(f"probe_{kind}_several")
+        files = store.add("probe", probes[-1], given, {"features": store.digest(f"features_{kind}_several")})
+        made = run_stage("probe", given, {"features": store.files(f"features_{kind}_several")[0]})
+        shutil.copytree(made, files, dirs_exist_ok=True)
+    page, numbers, _ = make(run_stage, store, [*beside, *probes])
+    assert page.section("several_labels")
+    assert [one["metrics"] for one in numbers["several_labels"]] == [metrics(store, step) for step in probes]
+    linear = metrics(store, probes[0])["linear"]
+    assert page.text.count(f"{100 * linear['map']:.1f}%") >= 1
+    assert "<b>rare</b>" in page.text, "as text"
+    assert "Labels of the nearest training image" in page.text
+    assert [one["step"] for one in numbers["probes"]] == beside
+    if beside:
+        assert "top-1" in numbers["verdict"]["sentence"]
+    else:
+        assert "nothing is scored" not in page.text
+        assert f"mean average precision of {100 * linear['map']:.1f}%" in numbers["verdict"]["sentence"]
+        assert [row[0] for row in numbers["table"]["rows"]] == ["pixels", "random encoder"]
+        assert "comparison" not in page.text.lower().split("several labels")[0]
+
+
 def test_groups_are_counted_in_the_data(run_stage: RunStage, digits: Store, tmp_path: Path) -> None:
     store = copy(digits, tmp_path / "groups")
     path = store.files("shards")[0] / "shards.json"

@@ -4,7 +4,21 @@ from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
 from stages.evaluation.labels_seen import Fair, ProbeLabels, labels_digest
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
+from stages.evaluation.multilabel import (
+    LabelPlan,
+    LabelSets,
+    Linear,
+    Neighbourhood,
+    fold_labels,
+    label_targets,
+    linear_figures,
+    measure_linear,
+    measure_neighbours,
+    neighbour_figures,
+    transfer,
+)
 from stages.evaluation.neighbours import Neighbours, classify, nearest
+from stages.evaluation.one_vs_rest import OneVsRest, fit_one_vs_rest
 from stages.evaluation.open_set import (
     Answers,
     answer_queries,
@@ -15,11 +29,12 @@ from stages.evaluation.open_set import (
     oscr,
     oscr_points,
 )
-from stages.evaluation.penalty import Choice, Solver
+from stages.evaluation.penalty import Choice, Solver, spaced_penalties
 from stages.evaluation.query_sets import QuerySets, TooFewIdentities, pair_sets
 from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.evaluation.retrieval import Ranking, rank_gallery
 from stages.evaluation.scores import accuracy, score
+from stages.evaluation.stratification import iterative_folds
 from stages.evaluation.subsets import held_out, label_subset, stratified_folds, subset_size
 from stages.evaluation.verification import Verification, count_pairs, verify
 
@@ -29,8 +44,13 @@ __all__ = [
     "Fair",
     "FeatureFile",
     "Features",
+    "LabelPlan",
+    "LabelSets",
+    "Linear",
     "LogisticPath",
+    "Neighbourhood",
     "Neighbours",
+    "OneVsRest",
     "ProbeLabels",
     "QuerySets",
     "Ranking",
@@ -47,11 +67,19 @@ __all__ = [
     "count_pairs",
     "fit_logistic_path",
     "fit_logistic_paths",
+    "fit_one_vs_rest",
+    "fold_labels",
     "held_out",
+    "iterative_folds",
     "label_subset",
+    "label_targets",
     "labels_digest",
+    "linear_figures",
     "map_at_5_interval",
+    "measure_linear",
+    "measure_neighbours",
     "nearest",
+    "neighbour_figures",
     "open_set_curve",
     "oscr",
     "oscr_points",
@@ -61,8 +89,10 @@ __all__ = [
     "rankme",
     "read_features",
     "score",
+    "spaced_penalties",
     "stratified_folds",
     "subset_size",
+    "transfer",
     "uniformity",
     "verify",
 ]

@@ -48,6 +48,16 @@ class Problem:
             F.pad((part * part).mean(0), (0, columns - part.shape[1])) for part in features
         ])  # fmt: skip
 
+    @property
+    def rows_of_weights(self) -> int:
+        return self.classes
+
+    @property
+    def elements(self) -> int:
+        """Variables, or logits if more, of all sets at one penalty."""
+        sets, rows, columns = self.features.shape
+        return sets * self.classes * max(columns + 1, rows)
+
     def start(self) -> Tensor:
         """No weights, and the biases that fit the class counts: the solution of an infinite penalty, [S, K]."""
         sets, _, columns = self.features.shape

@@ -1,5 +1,7 @@
 """How far a figure would move on another test set of the same size."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from stages.evaluation.groups import number_groups
@@ -52,3 +54,25 @@ def bootstrap_means(values: np.ndarray, samples: int, seed: int, groups: np.ndar
         drawn = random.integers(0, len(sums), (count, len(sums)))
         means[begin : begin + count] = sums[drawn].sum(1) / sizes[drawn].sum(1)
     return means
+
+
+def resamplings(number: int, samples: int, seed: int, groups: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """For figures that are no means: how often each test sample is drawn, a few of the resamplings at a time.
+
+    The draws are those of `bootstrap_means`.
+
+    Args:
+        number: N, test samples.
+
+    Yields:
+        int32 [B, N]; `samples` rows in all.
+    """
+    group = np.arange(number) if groups is None else number_groups(groups)
+    units = int(group.max()) + 1
+    random = np.random.Generator(np.random.PCG64(seed))
+    chunk = max(1, CHUNK_ELEMENTS // units)
+    for begin in range(0, samples, chunk):
+        count = min(chunk, samples - begin)
+        drawn = random.integers(0, units, (count, units)) + units * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
+        yield times.astype(np.int32)[:, group]

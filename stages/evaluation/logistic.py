@@ -126,9 +126,9 @@ def fit_logistic_paths(
     descending = sorted({float(penalty) for penalty in penalties}, reverse=True)
     places = torch.tensor([descending.index(penalty) for penalty in penalties], device=features[0].device)
     paths: list[LogisticPath] = []
-    batch: list[tuple[_Prepared, Tensor]] = []
+    batch: list[tuple[Prepared, Tensor]] = []
     for index, (rows, targets) in enumerate(zip(features, labels, strict=True)):
-        batch.append((_prepare(rows, standardise, axes), targets))
+        batch.append((prepare(rows, standardise, axes), targets))
         size = max(prepared.features.numel() for prepared, _ in batch)
         if index == len(features) - 1 or (len(batch) + 1) * size > BATCH_ELEMENTS:
             problem = Problem([one.features for one, _ in batch], [one for _, one in batch], count)
@@ -152,13 +152,21 @@ def _check(features: Tensor, labels: Tensor, classes: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """Features [N, R] that the solver sees, and how its weights lead back: W = (w @ axes^T) * scale."""
 
     features: Tensor
     axes: Tensor | None  # [D, R], orthonormal columns
     mean: Tensor  # [D]
     scale: Tensor  # [D]
+
+    def restore(self, variables: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [..., D], and biases [...] in float64, of the features as they were given: from [..., R + 1]."""
+        weights = variables[..., : self.features.shape[1]]
+        if self.axes is not None:
+            weights = weights @ self.axes.T
+        weights = weights * self.scale
+        return weights, variables[..., -1].double() - weights.double() @ self.mean.double()
 
 
 def principal_axes(features: Tensor, standardise: bool = False) -> Tensor | None:
@@ -181,23 +189,27 @@ def _mean_and_scale(features: Tensor, standardise: bool) -> tuple[Tensor, Tensor
     return mean.to(features.dtype), scale.to(features.dtype)
 
 
-def _prepare(features: Tensor, standardise: bool, axes: Tensor | None) -> _Prepared:
-    """Centre, scale and rotate to principal axes (fewer than dimensions if rows are fewer)."""
+def prepare(features: Tensor, standardise: bool, axes: Tensor | None) -> Prepared:
+    """Centre, scale and rotate to principal axes (fewer than dimensions if rows are fewer): [N, D] -> [N, R].
+
+    Args:
+        axes: `principal_axes` of rows like these; None: they are found.
+    """
     mean, scale = _mean_and_scale(features, standardise)
     rows = (features - mean).mul_(scale)
     count, dimensions = rows.shape
     if min(count, dimensions) > LARGEST_ROTATION:
-        return _Prepared(rows, None, mean, scale)
+        return Prepared(rows, None, mean, scale)
     if axes is None and dimensions <= count:
         axes = _axes(rows)
     if axes is not None:
-        return _Prepared(rows @ axes, axes, mean, scale)
+        return Prepared(rows @ axes, axes, mean, scale)
     variances, left = torch.linalg.eigh(_product(rows.T))
     kept = variances > SMALLEST_VARIANCE * variances[-1]
     lengths = variances[kept].sqrt()
     left = left[:, kept]
     axes = (rows.T.double() @ left) / lengths
-    return _Prepared((left * lengths).to(rows.dtype), axes.to(rows.dtype), mean, scale)
+    return Prepared((left * lengths).to(rows.dtype), axes.to(rows.dtype), mean, scale)
 
 
 def _product(rows: Tensor) -> Tensor:
@@ -227,15 +239,10 @@ def mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unprepare(
-    solutions: Solutions, index: int, prepared: _Prepared, penalties: Sequence[float], places: Tensor, absent: Tensor
+    solutions: Solutions, index: int, prepared: Prepared, penalties: Sequence[float], places: Tensor, absent: Tensor
 ) -> LogisticPath:
     """The solutions of one set, for the features as they were given and the penalties in the order they were."""
-    variables = solutions.variables[places, index]  # [P, C, R + 1]
-    weights = variables[..., : prepared.features.shape[1]]
-    if prepared.axes is not None:
-        weights = weights @ prepared.axes.T
-    weights = weights * prepared.scale
-    biases = variables[..., -1].double() - weights.double() @ prepared.mean.double()
+    weights, biases = prepared.restore(solutions.variables[places, index])  # [P, C, R + 1]
     biases -= biases[:, absent == 0].mean(1, keepdim=True)
     return LogisticPath(
         torch.tensor(penalties, dtype=torch.float64),

@@ -98,3 +98,25 @@ def classify(neighbours: Neighbours, labels: Tensor, k: int, classes: int, tempe
         votes.scatter_add_(1, labels[neighbours.index[part, :k]], weights)
         predicted[part] = torch.from_numpy(np.argmax(votes.cpu().numpy(), axis=1))
     return predicted
+
+
+def label_votes(neighbours: Neighbours, targets: Tensor, k: int, temperature: float = 0.1) -> Tensor:
+    """Share of the votes of the k nearest that each label has; votes weigh as in `classify`.
+
+    Args:
+        neighbours: at least k of them, or the whole gallery.
+        targets: bool [G, C], which labels the gallery has.
+
+    Returns:
+        float64 [Q, C], from 0 to 1, to five decimals: what differs by rounding only is equal, and ranks equal.
+    """
+    votes = torch.zeros(len(neighbours.index), targets.shape[1], dtype=torch.float64)
+    size = max(1, LARGEST_VOTES // max(1, targets.shape[1] * min(k, neighbours.index.shape[1])))
+    for begin in range(0, len(votes), size):
+        part = slice(begin, begin + size)
+        similarity = neighbours.similarity[part, :k].double()
+        weights = torch.exp((similarity - similarity[:, :1]) / temperature)
+        weights /= weights.sum(1, keepdim=True)
+        found = targets[neighbours.index[part, :k]].double()  # [q, k, C]
+        votes[part] = torch.bmm(weights[:, None], found)[:, 0]
+    return votes.round_(decimals=5)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from stages.evaluation.cross_entropy import Problem
 from stages.evaluation.lbfgs import Evaluation, History, minimise
 
 SPACING_ALONE, SPACING_TOGETHER = math.log(10), math.log(100)
@@ -28,9 +28,40 @@ ELEMENTS_WORTH_A_CALL = 2**21
 """Variables, or logits: the calls on fewer take longer than their arithmetic."""
 
 
+class Objective(Protocol):
+    """S convex problems of K variables, each of which has a minimum for every penalty."""
+
+    classes: int
+    """C, classes in each problem; K is C * (R + 1), weights and biases."""
+    prior_losses: Tensor
+    """[S], float64: without weights."""
+
+    @property
+    def rows_of_weights(self) -> int:
+        """Of one product that evaluates all problems that share rows, at one penalty."""
+        ...
+
+    @property
+    def elements(self) -> int:
+        """Variables, or logits if more, of all problems at one penalty."""
+        ...
+
+    def start(self) -> Tensor:
+        """The solution of an infinite penalty, [S, K]."""
+        ...
+
+    def penalised(self) -> Tensor:
+        """1 for a weight, 0 for a bias: [K]."""
+        ...
+
+    def evaluate(self, variables: Tensor, sets: Tensor, penalties: Tensor) -> Evaluation:
+        """At variables [A, K] of the problems `sets`, int64 [A], increasing, with penalties [A]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Solutions:
-    """For S sets of rows and P penalties in descending order."""
+    """For S problems and P penalties in descending order."""
 
     variables: Tensor
     """[P, S, C, R + 1], weights and biases."""
@@ -42,7 +73,7 @@ class Solutions:
     """bool [P, S]."""
 
 
-def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int, tolerance: float) -> Solutions:
+def solve_path(problem: Objective, penalties: Sequence[float], max_iterations: int, tolerance: float) -> Solutions:
     """Solve for each of the penalties, which descend strictly."""
     start = problem.start()  # [S, K]
     sets, size = start.shape
@@ -90,16 +121,14 @@ def solve_path(problem: Problem, penalties: Sequence[float], max_iterations: int
     return Solutions(points.view(len(penalties), sets, problem.classes, -1), values, iterations, converged)
 
 
-def _evaluate(problem: Problem, sets: Tensor, penalties: Tensor, variables: Tensor, places: Tensor) -> Evaluation:
+def _evaluate(problem: Objective, sets: Tensor, penalties: Tensor, variables: Tensor, places: Tensor) -> Evaluation:
     """At variables [a, K] for those at `places` [a] among problems of these sets and penalties, [A] each."""
     return problem.evaluate(variables, sets[places], penalties[places])
 
 
-def _at_once(problem: Problem) -> int:
+def _at_once(problem: Objective) -> int:
     """Penalties that are solved side by side."""
-    sets, rows, dimensions = problem.features.shape
-    small = ELEMENTS_WORTH_A_CALL // (sets * problem.classes * max(dimensions + 1, rows))
-    return max(1, small, ROWS_OF_WEIGHTS // problem.classes)
+    return max(1, ELEMENTS_WORTH_A_CALL // problem.elements, ROWS_OF_WEIGHTS // problem.rows_of_weights)
 
 
 def _waves(logs: Sequence[float], spacing: float) -> list[list[int]]:

@@ -26,6 +26,11 @@ def fixed_penalty(classes: int) -> float:
     return 1 / max(classes, 10)
 
 
+def spaced_penalties(smallest: float, largest: float, count: int) -> list[float]:
+    """Penalties evenly spaced in their logarithm; six digits, so that files say 1e-05, not 9.999999999999999e-06."""
+    return [float(f"{one:.6g}") for one in np.geomspace(smallest, largest, count)]
+
+
 @dataclass(frozen=True)
 class Choice:
     """A penalty, and how it was come to."""
@@ -50,8 +55,7 @@ class Solver:
     """
 
     def __init__(self, smallest: float, largest: float, count: int, classes: int, max_iterations: int):
-        # Six digits, so that files say 1e-05 and not 9.999999999999999e-06.
-        self.penalties = [float(f"{one:.6g}") for one in np.geomspace(smallest, largest, count)]
+        self.penalties = spaced_penalties(smallest, largest, count)
         self.classes, self.max_iterations = classes, max_iterations
         self.fits = self.not_converged = 0
 

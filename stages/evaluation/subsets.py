@@ -29,7 +29,7 @@ def label_subset(labels: Labels, sample_ids: Ids, fraction: float, seed: int, in
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
     rank, share = _places(labels, sample_ids, seed, 1 + index)
-    order = np.lexsort((_hash(sample_ids, seed, 1 + index), share, rank > 0))
+    order = np.lexsort((hash_ids(sample_ids, seed, 1 + index), share, rank > 0))
     return np.sort(order[: subset_size(labels, fraction)])
 
 
@@ -52,11 +52,11 @@ def held_out(
     if groups is not None and not are_single(groups):
         whole = compose(labels, sample_ids, groups)
         wanted = max(1, round(fraction * len(labels)))
-        return hold_out_groups(whole, _hash(whole.first_ids, seed, 0), wanted)[whole.group]
+        return hold_out_groups(whole, hash_ids(whole.first_ids, seed, 0), wanted)[whole.group]
     rank, share = _places(labels, sample_ids, seed, 0)
     count = max(1, round(fraction * len(labels)))
     last = rank == np.bincount(labels)[labels] - 1
-    order = np.lexsort((_hash(sample_ids, seed, 0), share, last))
+    order = np.lexsort((hash_ids(sample_ids, seed, 0), share, last))
     chosen = np.zeros(len(labels), dtype=bool)
     chosen[order[:count]] = True
     return chosen & ~last
@@ -79,8 +79,8 @@ def stratified_folds(
         raise ValueError(f"{number} {of} cannot be cut into {folds} folds")
     if groups is not None and number < len(labels):
         whole = compose(labels, sample_ids, groups)
-        return deal_groups(whole, _hash(whole.first_ids, seed, -1 - index), folds)[whole.group]
-    order = np.lexsort((_hash(sample_ids, seed, -1 - index), labels))
+        return deal_groups(whole, hash_ids(whole.first_ids, seed, -1 - index), folds)[whole.group]
+    order = np.lexsort((hash_ids(sample_ids, seed, -1 - index), labels))
     fold = np.empty(len(labels), dtype=np.int64)
     fold[order] = np.arange(len(labels)) % folds
     return fold
@@ -88,7 +88,7 @@ def stratified_folds(
 
 def _places(labels: Labels, sample_ids: Ids, seed: int, stream: int) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each sample within its class by hash (0 first), and the share of its class that comes before it."""
-    order = np.lexsort((_hash(sample_ids, seed, stream), labels))
+    order = np.lexsort((hash_ids(sample_ids, seed, stream), labels))
     counts = np.bincount(labels)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     rank = np.empty(len(labels), dtype=np.int64)
@@ -96,7 +96,7 @@ def _places(labels: Labels, sample_ids: Ids, seed: int, stream: int) -> tuple[np
     return rank, (rank + 0.5) / counts[labels]
 
 
-def _hash(sample_ids: Ids, seed: int, stream: int) -> np.ndarray:
+def hash_ids(sample_ids: Ids, seed: int, stream: int) -> np.ndarray:
     """64 well-mixed bits of each id, different for different ids (the finaliser of SplitMix64, Steele et al. 2014)."""
     key = np.random.SeedSequence([seed, stream % 2**32]).generate_state(1, np.uint64)
     bits = np.asarray(sample_ids, dtype=np.int64).view(np.uint64) + key

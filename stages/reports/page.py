@@ -120,6 +120,7 @@ def _marker(number: int) -> str:
 SECTIONS = (
     ("comparison", "Comparison"),
     ("retrieval", "Retrieval"),
+    ("several_labels", "Several labels"),
     ("training", "Training"),
     ("health", "Health"),
     ("confusions", "Confusions"),

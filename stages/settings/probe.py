@@ -28,7 +28,12 @@ class Probe(StageSettings):
     test_split: Literal["test", "val"] = setting("test", "the split that is scored, once")
     penalties: PenaltyPath = setting(PenaltyPath(), "penalties that are tried")
     held_out_fraction: float = setting(0.1, "share of train, stratified, that chooses the penalty", gt=0, lt=1)
-    folds: int = setting(5, "folds that choose the penalty inside a small subset", ge=2)
+    folds: int = setting(
+        5,
+        "folds that choose the penalty inside a small subset; with several labels an image those that choose penalty "
+        "and thresholds",
+        ge=2,
+    )
     label_fractions: tuple[float, ...] = setting((0.01, 0.1), "shares of the labels; all of them always")
     subsets: tuple[Count, ...] = setting((10, 5), "subsets drawn at each of these shares")
     neighbours: tuple[Count, ...] = setting((20, 200), "k of the nearest-neighbour classifier", min_length=1)
@@ -36,6 +41,17 @@ class Probe(StageSettings):
     bootstrap_samples: int = setting(1000, "resamplings of the test part for a 95% interval", ge=100)
     without_labels: Literal["fail", "pass"] = setting(
         "fail", "without labels, or with one class only: fail, or pass without a score; a report then shows health"
+    )
+    thresholds: Literal["per_class", "global", "prevalence"] = setting(
+        "per_class",
+        "with several labels an image: from which score on an image has a label, chosen out of fold; for each the one "
+        "of its highest F1 (below 50 images with the label drawn towards the global one), one for all of the highest "
+        "macro F1, or as many images as have it in train",
+    )
+    transfer: bool = setting(
+        False,
+        "with several labels: also measure what it brings that the labels of the nearest training image overwrite "
+        "those of the linear probe, above a cosine that is chosen out of fold",
     )
     max_iterations: int = setting(500, "of L-BFGS for one penalty", ge=1)
 
