@@ -111,7 +111,12 @@ def test_every_loss_goes_through_the_stage(
         embeddings = encoder(torch.rand(6, 3, 8, 8))
     if isinstance(head, PairHead):
         assert (card.head.classes, card.head.names) == (0, None)
-        assert head(embeddings, embeddings.flip(0)).shape == (6,)
+        with torch.no_grad():
+            one, other = head(embeddings, embeddings.flip(0)).sigmoid(), head(embeddings.flip(0), embeddings).sigmoid()
+            both = head.probability(embeddings, embeddings.flip(0))
+        torch.testing.assert_close(both, (one + other) / 2)
+        torch.testing.assert_close(both, both.flip(0))
+        assert torch.equal(one, other) == (name == "pairs_difference")
     else:
         assert (card.head.classes, card.head.names) == (10, DIGITS)
         assert head(embeddings).shape == (6, 10)

@@ -66,6 +66,10 @@ class PairHead(Head):
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def probability(self, left: Tensor, right: Tensor) -> Tensor:
+        """That both are of one class, [N]: the mean over both orders, so that it does not matter which comes first."""
+        return (self(left, right).sigmoid() + self(right, left).sigmoid()) / 2
+
 
 class Concatenated(PairHead):
     """Two embeddings side by side, a hidden layer, a score; which one comes first matters."""
