@@ -14,6 +14,7 @@ from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
 from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches
 from stages.images.loader import BatchLoader
+from stages.images.targets import Targets, targets_of
 from stages.losses import Task
 from stages.losses.combined import Combined, Part
 from stages.losses.registry import build_loss
@@ -73,8 +74,9 @@ def check_settings(settings: Finetune) -> None:
 def finetune(run: Run, settings: Finetune) -> None:
     """Write encoder.safetensors, model.json, metrics.jsonl and, where there are any, head, neck and bottleneck."""
     shards = open_shards(run.input("shards"), "train")
-    chosen = _labelled_images(run, settings, shards)
-    plan = _plan(run, settings, shards, chosen)
+    targets = targets_of(shards, settings.target)
+    chosen = _labelled_images(run, settings, shards, targets)
+    plan = _plan(run, settings, shards, targets, chosen)
     start = _start(run, settings, shards)
     encoder, memory_format = start.encoder, choose_memory_format(start.encoder, settings.channels_last)
     objective = Objective(settings, encoder, plan.samples)
@@ -135,7 +137,8 @@ def finetune(run: Run, settings: Finetune) -> None:
                     run.warn(alarm)
 
     trained = BottleneckedEncoder(encoder, objective.bottleneck) if objective.bottleneck else encoder
-    save_model(run.out, _card(run, settings, start, trained, shards, chosen, objective), trained, None, objective.head)
+    seen = _labels_seen(run, settings, shards, targets, chosen)
+    save_model(run.out, _card(start, trained, seen, objective), trained, None, objective.head)
     run.count(samples=len(chosen), steps=steps, **training.latest)
 
 
@@ -174,27 +177,31 @@ def _steps(settings: Finetune, steps_per_epoch: int) -> int:
     return min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
 
 
-def _labelled_images(run: Run, settings: Finetune, shards: Shards) -> np.ndarray:
+def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targets) -> np.ndarray:
     """Positions of the labelled training images that are used, ascending: int64 [n]."""
-    if any(len(labels) > 1 for labels in shards.label_lists):
-        raise BadData(f"{run.step}: images with several labels; {settings.loss_name} learns from one label an image")
-    labelled = np.flatnonzero(shards.labels.numpy() >= 0)
+    if settings.target is None and any(len(labels) > 1 for labels in shards.label_lists):
+        raise BadData(
+            f"{run.step}: images with several labels; {settings.loss_name} learns from one label an image; `target` "
+            "names an attribute to learn in their place"
+        )
+    what = "label" if settings.target is None else settings.target
+    labelled = np.flatnonzero(targets.labels >= 0)
     if not len(labelled):
-        raise BadData(f"{run.step}: no training image has a label; fine-tuning needs them (a folder for each class)")
+        raise BadData(f"{run.step}: no training image has a {what}; fine-tuning needs them (a folder for each class)")
     if len(labelled) < len(shards):
-        run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no label and are left out")
-    labels = shards.labels.numpy()[labelled]
+        run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no {what} and are left out")
+    labels = targets.labels[labelled]
     if len(np.unique(labels)) < 2:
-        only = shards.classes[labels[0]]
+        only = targets.classes[labels[0]]
         raise BadData(f"{run.step}: all {len(labels):,} labelled training images are {only!r}; two classes are needed")
     ids = shards.sample_ids.numpy()[labelled]
     return labelled[label_subset(labels, ids, settings.label_fraction, run.seed, settings.label_subset)]
 
 
-def _plan(run: Run, settings: Finetune, shards: Shards, chosen: np.ndarray) -> Plan:
+def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen: np.ndarray) -> Plan:
     """The batches, checked against the number of processes."""
-    labels = shards.labels.numpy()[chosen]
-    samples = label_samples(chosen, labels, shards.classes, settings.negative_only, settings.flip_is_new_class)
+    labels = targets.labels[chosen]
+    samples = label_samples(chosen, labels, targets.classes, settings.negative_only, settings.flip_is_new_class)
     asked = Batches(
         settings.sampler_used,
         settings.batch_size,
@@ -319,25 +326,18 @@ def _freeze(run: Run, settings: Finetune, encoder: Encoder, objective: Objective
         )
 
 
-def _card(
-    run: Run,
-    settings: Finetune,
-    start: Start,
-    trained: Encoder,
-    shards: Shards,
-    chosen: np.ndarray,
-    objective: Objective,
-) -> ModelCard:
-    seen = LabelsCard(
+def _labels_seen(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen: np.ndarray) -> LabelsCard:
+    return LabelsCard(
         loss=settings.loss_name,
         fraction=settings.label_fraction,
         subset=settings.label_subset if settings.label_fraction < 1 else 0,
         seed=run.seed,
         samples=len(chosen),
-        digest=labels_digest(
-            (shards.keys[row] for row in chosen), (shards.classes[shards.labels[row]] for row in chosen)
-        ),
+        digest=labels_digest((shards.keys[row] for row in chosen), targets.names(chosen)),
     )
+
+
+def _card(start: Start, trained: Encoder, seen: LabelsCard, objective: Objective) -> ModelCard:
     head, head_card = objective.head, None
     if head is not None:
         names = objective.names if head.classes else None

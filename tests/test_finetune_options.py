@@ -20,6 +20,7 @@ from pipeline.run import Input, Run
 from stages import finetune as finetune_stage
 from stages.images import open_shards
 from stages.images.batch_plan import Unplannable
+from stages.images.index import NoSuchAttribute
 from stages.images.loader import BatchLoader
 from stages.losses.figures import spread
 from stages.losses.watch import LEAST_SPREAD, LOOKS, Watch
@@ -159,6 +160,20 @@ def test_their_options_run_and_stay_finite(
     files = run_stage("finetune", TINY | changes | settings, {"shards": with_parity if is_hierarchical else shards})
     assert all(np.isfinite(value) for row in lines(files) for value in row.values())
     load_encoder(files)
+
+
+def test_an_attribute_is_learned_in_place_of_labels(run_stage: RunStage, with_parity: Path) -> None:
+    settings = TINY | {"loss": {"name": "arcface"}, "target": "parity"}
+    files = run_stage("finetune", settings, {"shards": with_parity})
+    card = load_card(files)
+    assert card.head is not None
+    values = open_shards(with_parity, "train").attribute("parity")
+    assert card.head.names == tuple(sorted(set(values)))
+    assert len(card.head.names) == 2
+    by_label = load_card(run_stage("finetune", TINY | {"loss": {"name": "arcface"}}, {"shards": with_parity}))
+    assert card.labels_seen[0].digest != by_label.labels_seen[0].digest
+    with pytest.raises(NoSuchAttribute, match=r"no attribute 'colour'; it has parity"):
+        run_stage("finetune", settings | {"target": "colour"}, {"shards": with_parity})
 
 
 def test_a_hierarchical_batch_has_classes_of_both_parents(run_stage: RunStage, with_parity: Path, seen: Seen) -> None:

@@ -91,6 +91,9 @@ class Finetune(StageSettings):
         False, "a mirrored image is of another class (Humpback Whale competition): twice the classes and images"
     )
     curriculum: Curriculum | None = setting(None, "classes of many images first")
+    target: str | None = setting(
+        None, "an attribute of the images that is learned in place of their labels (columns.attributes of stage shard)"
+    )
     label_fraction: float = setting(1.0, "share of the labelled training images that is used, stratified", gt=0, le=1)
     label_subset: int = setting(0, "which of the subsets of that share: those of the probe's label curve", ge=0)
     freeze: str = setting(
