@@ -331,7 +331,7 @@ def search(
     """The images that are most like a given one, nearest first, with cosine similarity and distance."""
     opened = Store(store)
     encoder = opened.load(reference)
-    where = Path(gallery) if Path(gallery).is_dir() else opened.features_of(gallery, reference)
+    where = Path(gallery) if Path(gallery).is_dir() else opened.gallery(gallery, reference)
     found = encoders.search(
         encoder, images, where, IMAGE_SUFFIXES, count=neighbours, collage=collage, batch_size=batch_size, device=device,
         workers=workers,

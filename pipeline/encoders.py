@@ -8,6 +8,7 @@ import importlib
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ from pipeline.resources import exhausted
 PACKAGE = "stages.encoders"
 REASONS_NAMED = 10
 """Why images cannot be read: beyond so many, the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Features of the stage `embed`.
+
+    Attributes:
+        features, shards: the files of both artifacts.
+        looks: settings of the stage that say what is looked at of an image (`crops`, `mirror`).
+    """
+
+    features: Path
+    shards: Path
+    looks: Mapping[str, Any]
 
 
 def load(files: Path, reference: str, made_by: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -80,7 +95,7 @@ def embed_folder(
 def search(
     encoder: Any,
     queries: Sequence[Path],
-    gallery: Path | tuple[Path, Path],
+    gallery: Path | Gallery,
     suffixes: frozenset[str],
     *,
     count: int,
@@ -93,7 +108,7 @@ def search(
 
     Args:
         encoder: as `load` gives it.
-        gallery: a folder of images; or the files of an artifact of the stage `embed`, and of its shards.
+        gallery: a folder of images, or features.
         count: neighbours of each.
         collage: a .png file for a picture of them, one row a query.
 
@@ -109,9 +124,10 @@ def search(
         if not query.is_file():
             raise UsageError(f"{query}: no such file")
     searching, reporter = importlib.import_module(f"{PACKAGE}.search"), Reporter("search")
-    vectors = searching.query_vectors(encoder, queries, device)
-    if isinstance(gallery, tuple):
-        found_in = searching.gallery_of_features(*gallery)
+    looks = gallery.looks if isinstance(gallery, Gallery) else {}
+    vectors = searching.query_vectors(encoder, queries, device, **looks)
+    if isinstance(gallery, Gallery):
+        found_in = searching.gallery_of_features(gallery.features, gallery.shards)
     else:
         images = _images_below(gallery, suffixes)
         with Progress(reporter, len(images), "images") as progress, tempfile.TemporaryDirectory() as scratch:

@@ -388,8 +388,8 @@ class Store:
             pending += [self.record(*run) for run in one.input_runs]
         return encoders.load(self.files(record.stage, record.digest), version.reference, made_by)
 
-    def features_of(self, reference: str, encoder: str) -> tuple[Path, Path]:
-        """The files of features, and those of the images behind them.
+    def gallery(self, reference: str, encoder: str) -> encoders.Gallery:
+        """Features to search in.
 
         Args:
             reference: an artifact of the stage `embed`.
@@ -409,7 +409,9 @@ class Store:
         self.require_whole(record)
         shards = next(self.record(*run) for run in record.input_runs if run[0] == "shard")
         self.require_whole(shards)
-        return self.files(record.stage, record.digest), self.files(shards.stage, shards.digest)
+        looks = {name: record.settings[name] for name in ("crops", "mirror") if name in record.settings}
+        files = self.files(record.stage, record.digest)
+        return encoders.Gallery(files, self.files(shards.stage, shards.digest), looks)
 
 
 def open_store(path: Path | str | None = None) -> Store:

@@ -100,7 +100,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     )
     state = {"encoder": encoder, "loss": objective, "optimiser": optimisation.optimiser}
     run.say(
-        f"{settings.loss_name} on {len(plan.samples):,} labelled images of {len(plan.samples.names):,} classes; "
+        f"{settings.loss_name} on {len(chosen):,} labelled images {_in_words(plan.samples, len(chosen))}; "
         f"{start.architecture.backbone}, {count_parameters(encoder):,} parameters, {steps:,} steps of "
         f"{plan.batch_size}, learning rate {optimisation.rate:.4g} on {run.device}"
     )
@@ -173,6 +173,13 @@ class Objective(nn.Module):
         return self.loss.trained_head if self.projection is None else None
 
 
+def _in_words(samples: Labelled, images: int) -> str:
+    """`of 10 classes`, with what is mirrored or negative-only."""
+    negative = int((samples.labels < 0).sum())
+    more = f" as {len(samples):,} samples" if len(samples) != images else ""
+    return f"of {len(samples.names):,} classes{more}" + (f", {negative:,} of them negative-only" if negative else "")
+
+
 def _steps(settings: Finetune, steps_per_epoch: int) -> int:
     return min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
 
@@ -203,14 +210,14 @@ def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen
     labels = targets.labels[chosen]
     samples = label_samples(chosen, labels, targets.classes, settings.negative_only, settings.flip_is_new_class)
     asked = Batches(
-        settings.sampler_used,
-        settings.batch_size,
-        settings.classes_per_batch,
-        settings.images_per_class,
-        settings.parents_per_batch,
-        settings.positive_share,
-        settings.negatives_per_batch,
-        settings.classes_of_one,
+        sampler=settings.sampler_used,
+        batch_size=settings.batch_size,
+        classes_per_batch=settings.classes_per_batch,
+        images_per_class=settings.images_per_class,
+        parents_per_batch=settings.parents_per_batch,
+        positive_share=settings.positive_share,
+        negatives_per_batch=settings.negatives_per_batch,
+        classes_of_one=settings.classes_of_one,
     )
     if settings.hierarchy is not None:
         above = np.asarray([name or "" for name in shards.attribute(settings.hierarchy)])  # without one: alike
@@ -250,10 +257,14 @@ def _start(run: Run, settings: Finetune, shards: Shards) -> Start:
     start = _trained(run, settings, shards) if run.is_artifact("encoder") else _new(run, settings, shards)
     if settings.pooling is not None:
         set_pooling(start.encoder, settings.pooling)
-    if settings.flip_is_new_class:
-        policy = start.policy.model_copy(update={"horizontal_flip": 0.0})
-        return replace(start, policy=policy)
-    return start
+    if not settings.flip_is_new_class:
+        return start
+    if start.policy.vertical_flip:
+        raise UsageError(
+            f"{run.step}.flip_is_new_class: the views are flipped vertically, which mirrors too: set vertical_flip of "
+            "the policy to 0"
+        )
+    return replace(start, policy=start.policy.model_copy(update={"horizontal_flip": 0.0}))
 
 
 def _new(run: Run, settings: Finetune, shards: Shards) -> Start:

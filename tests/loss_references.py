@@ -323,15 +323,16 @@ def n_pairs(options: Options, rows: Tensor, labels: list[int], p: Parameters, co
     places: dict[int, list[int]] = {}
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)
-    pairs = [found[:2] for label, found in places.items() if label >= 0 and len(found) > 1]
     losses = []
-    for anchor, own in pairs:
-        others = [
-            ((units[anchor] @ units[other] - units[anchor] @ units[own]) / options["temperature"]).exp()
-            for _, other in pairs
-            if other != own
-        ]
-        losses.append((1 + torch.stack(others).sum()).log())
+    for first in range(0, len(rows), 2):  # images 0 and 1 of each class, then 2 and 3, ...
+        pairs = [found[first : first + 2] for label, found in places.items() if label >= 0 and len(found) > first + 1]
+        for anchor, own in pairs:
+            total = torch.ones((), dtype=torch.float64)
+            for _, other in pairs:
+                if other != own:
+                    gap = units[anchor] @ units[other] - units[anchor] @ units[own]
+                    total = total + (gap / options["temperature"]).exp()
+            losses.append(total.log())
     return mean(losses)
 
 

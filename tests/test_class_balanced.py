@@ -94,3 +94,19 @@ def test_a_schedule_among_some_samples_gives_their_positions() -> None:
     schedule = Among(chosen, Shuffled(2, 5, 2))
     assert schedule.steps_per_epoch == 2
     assert schedule.positions(3).tolist() == chosen[Shuffled(2, 5, 2).positions(3)].tolist()
+
+
+def test_an_epoch_is_drawn_once_by_whoever_reads_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    draw = ClassBalanced._draw
+
+    def counted(self: ClassBalanced, epoch: int) -> np.ndarray:
+        drawn.append(epoch)
+        return draw(self, epoch)
+
+    monkeypatch.setattr(ClassBalanced, "_draw", counted)
+    schedule = ClassBalanced(0, np.arange(40) % 4, 2, 5)
+    for step in range(3 * schedule.steps_per_epoch):
+        schedule.positions(step + 1)  # who reads ahead
+        schedule.positions(step)
+    assert drawn == [0, 1, 2, 3]

@@ -493,10 +493,12 @@ def test_settings_without_effect_are_left_out_of_the_key() -> None:
     plain = Finetune.model_validate({"shards": "shards", "encoder": "simclr"})
     assert plain.without_effect() == {
         "architecture", "image_size", "classes_per_batch", "images_per_class", "label_subset", "classes_of_one",
-        "parents_per_batch", "positive_share",
+        "parents_per_batch", "positive_share", "sampler",
     }  # fmt: skip
     given = {"shards": "shards", "encoder": "random", "loss": {"name": "triplet"}, "label_fraction": 0.1}
-    assert Finetune.model_validate(given).without_effect() == {"batch_size", "parents_per_batch", "positive_share"}
+    assert Finetune.model_validate(given).without_effect() == {
+        "batch_size", "parents_per_batch", "positive_share", "sampler",
+    }  # fmt: skip
 
 
 def test_an_encoder_of_one_width_is_not_loaded_as_another(run_stage: RunStage, shards: Path, start: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UsageError
 from pipeline.progress import Reporter
 from pipeline.run import Input, Run
 from stages import finetune as finetune_stage
@@ -225,7 +225,7 @@ def test_mirrored_images_are_mirrored_and_of_another_class(
 ) -> None:
     settings = TINY | {"flip_is_new_class": True, "label_fraction": 0.05, "batch_size": 144, "max_steps": 1}
     files = run_stage("finetune", settings, {"shards": shards})
-    assert "cross_entropy on 144 labelled images of 20 classes" in capsys.readouterr().err
+    assert "cross_entropy on 72 labelled images of 20 classes as 144 samples" in capsys.readouterr().err
     card = load_card(files)
     assert card.head is not None
     assert card.head.names == (*DIGITS, *(f"{name}, mirrored" for name in DIGITS))
@@ -305,7 +305,7 @@ def test_large_classes_come_first(
     said = capsys.readouterr().err
     assert "the first 8 steps are of the 2 classes with 12 images or more" in said
     assert "1 of 4 classes have a single image ('d'): they are left out" in said
-    assert "26 labelled images of 3 classes" in said
+    assert "27 labelled images of 3 classes as 26 samples" in said
     first, then = torch.cat(seen.labels[:8]), torch.cat(seen.labels[8:])
     assert first.unique().tolist() == [0, 1]
     assert then.unique().tolist() == [0, 1, 2]
@@ -519,6 +519,14 @@ def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(
             "curriculum: is for classes, not for pairs",
         ),
         (
+            {"loss": {"name": "arcface"}, "negative_only": ["seven"]},
+            "negative_only: arcface has no use for images without a class",
+        ),
+        (
+            {"loss": {"name": "n_pairs"}, "classes_of_one": "negative"},
+            "classes_of_one: negative: n_pairs has no use for images without a class",
+        ),
+        (
             {"freeze": "encoder", "projection": {}},
             "freeze: encoder leaves nothing that is kept: the projection is thrown away",
         ),
@@ -542,7 +550,10 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(changes: dict[str, Any
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"negative_only": ["ten"]}, Unplannable, "negative_only: no labelled training image is 'ten'"),
+        (
+            {"negative_only": ["ten"], "loss": {"name": "bce"}},
+            Unplannable, "negative_only: no labelled training image is 'ten'",
+        ),
         (
             {"loss": {"name": "triplet"}, "negatives_per_batch": 1},
             Unplannable, "negatives_per_batch: 1 is more than the 0 negative-only images",
@@ -564,6 +575,13 @@ def test_what_the_images_cannot_give_is_one_line(
         run_stage("finetune", TINY | changes, {"shards": shards})
     assert "\n" not in str(caught.value)
     assert getattr(caught.value, "exit_code", None) == 2
+
+
+def test_views_that_mirror_in_another_way_are_refused(run_stage: RunStage, shards: Path) -> None:
+    flipped = {"preset": "microscopy", "image_size": 8, "contact_sheet_images": 1}
+    views = run_stage("augment", flipped, {"shards": shards})
+    with pytest.raises(UsageError, match=r"^finetune\.flip_is_new_class: the views are flipped vertically"):
+        run_stage("finetune", TINY | {"flip_is_new_class": True}, {"shards": shards, "views": views})
 
 
 def test_a_hierarchy_that_there_is_not(run_stage: RunStage, shards: Path) -> None:

@@ -237,7 +237,7 @@ def test_figures_of_triplets_tell_order_from_collapse() -> None:
     assert loss.item() == 0
     assert {name: value.item() for name, value in figures.items()} == {
         "active_triplets": 0.0,
-        "idle": 0.0,
+        "idle": 1.0,
         "positive_distance": 0.0,
         "negative_distance": pytest.approx(math.sqrt(2)),
     }

@@ -22,6 +22,7 @@ def test_the_table_is_that_of_the_registry() -> None:
     (table,) = re.findall(r"<!-- simclr losses --markdown -->\n(.*?)<!-- end -->", PAGE, re.DOTALL)
     assert table == as_markdown(loss_rows())
     assert [row["name"] for row in loss_rows()] == list(LOSSES)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {len(loss_rows()[0]) + 1}
     for row in loss_rows():
         assert all(row.values())
         for sampler in row["sampler"].split(", "):

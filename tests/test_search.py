@@ -20,6 +20,7 @@ steps:
   other:    {{stage: pretrain, shards: shards, views: views, encoder: simclr, epochs: 1, max_steps: 1, batch_size: 4,
               projector: {{dimension: 4}}, device: cpu}}
   features: {{stage: embed, shards: shards, encoder: simclr, device: cpu}}
+  averaged: {{stage: embed, shards: shards, encoder: simclr, device: cpu, mirror: true, crops: 5}}
 """
 
 
@@ -50,8 +51,9 @@ def found(world: Path, capsys: pytest.CaptureFixture[str], gallery: str, *option
 
 
 def test_the_nearest_are_those_of_plain_cosines(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (path,) = (world / "store/builds/embed").rglob("features.parquet")
-    table = pq.read_table(path)
+    name = json.loads((world / "store/names/tiny/features/v1.json").read_text())
+    (folder,) = (world / "store/builds/embed").rglob(name["digest"])
+    table = pq.read_table(folder / "files/features.parquet")
     rows = np.array(table["features"].to_pylist(), dtype=np.float64)
     unit, keys = rows / np.linalg.norm(rows, axis=1, keepdims=True), table["key"].to_pylist()
     answers = found(world, capsys, "tiny/features", "--neighbours", "4")
@@ -64,6 +66,12 @@ def test_the_nearest_are_those_of_plain_cosines(world: Path, capsys: pytest.Capt
             assert one["similarity"] == pytest.approx(cosines[place], abs=1e-5)
             assert one["distance"] == pytest.approx(np.linalg.norm(unit[place] - unit[keys.index(key)]), abs=2e-3)
             assert one["label"] == keys[place].split("/")[1]
+
+
+def test_a_query_is_looked_at_as_the_gallery_was(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for answer, key in zip(found(world, capsys, "tiny/averaged"), ("train/a/0.png", "test/b/9.png"), strict=True):
+        assert answer["neighbours"][0]["key"] == key
+        assert answer["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_folder_gives_what_features_give(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from stages.images.encode import Storage, encode, resized
 from stages.images.reading import UnreadableImage
 from stages.models import Encoder, ModelCard, load_encoder
 from stages.models.card import CARD_FILE
-from stages.views import evaluation_view
+from stages.views import CENTRE, Square, evaluation_view
 
 PREPROCESSING_FILE = "preprocessing.json"
 STORED = Storage(max_short_side=512, max_long_side=1024, jpeg_quality=95, background=(255, 255, 255))
@@ -74,11 +74,19 @@ class ReadyEncoder(nn.Module):
             OSError: a path that cannot be read.
             ValueError: pixels of another type or shape.
         """
-        pixels = torch.from_numpy(np.array(self._pixels(image))).permute(2, 0, 1)
+        return self.looks(image, (CENTRE,))[0]
+
+    def looks(self, image: ImageLike, places: Sequence[Square]) -> Tensor:
+        """The same for several squares of an image: float32 [squares, C, h, w]"""
+        pixels = torch.from_numpy(np.array(self._pixels(image))).permute(2, 0, 1)[None]
         card = self.card
-        return evaluation_view(
-            pixels[None], None, card.image_size, card.mean, card.std, card.interpolation, card.antialias
-        )[0]
+        views = [
+            evaluation_view(
+                pixels, None, card.image_size, card.mean, card.std, card.interpolation, card.antialias, square
+            )
+            for square in places
+        ]
+        return torch.cat(views)
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
         """uint8 [H, W, C] as shards would hold it."""

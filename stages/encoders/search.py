@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from stages.evaluation.features import read_features
 from stages.evaluation.neighbours import Neighbours, nearest
 from stages.images import Shards, UnreadableImage, open_shards, read_summary
 from stages.images.display import displayed
+from stages.views import squares
 
 SIDE, GAP, CAPTION = 112, 8, 26
 """Of a collage, in pixels: an image's longest side, what is between two, and the two lines below."""
@@ -107,19 +109,23 @@ def read_vectors(path: Path) -> Tensor:
 
 
 @torch.no_grad()
-def query_vectors(encoder: ReadyEncoder, images: Sequence[Path], device: str) -> Tensor:
-    """[Q, D].
+def query_vectors(
+    encoder: ReadyEncoder, images: Sequence[Path], device: str, *, crops: Literal[1, 5] = 1, mirror: bool = False
+) -> Tensor:
+    """[Q, D], each the mean over what is looked at, as of the stage `embed` with these settings.
 
     Raises:
         UnreadableQuery: names the image that cannot be read, and why.
     """
-    place, views = find_device(device), []
+    place, vectors = find_device(device), []
+    encoder.to(place)
     for image in images:
         try:
-            views.append(encoder.preprocess(image))
+            views = encoder.looks(image, squares(crops, mirror))
         except (UnreadableImage, OSError) as error:
             raise UnreadableQuery(f"{image}: {getattr(error, 'strerror', None) or error}") from error
-    return encoder.to(place)(torch.stack(views).to(place)).float().cpu()
+        vectors.append(encoder(views.to(place)).float().mean(dim=0).cpu())
+    return torch.stack(vectors)
 
 
 def search(queries: Tensor, gallery: Gallery, count: int) -> Neighbours:

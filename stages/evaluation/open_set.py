@@ -21,6 +21,9 @@ from stages.evaluation.similarity import NEVER, order_keys, payload_of, similari
 
 PLACES = 5
 
+ROUNDING = 1e-12
+"""Sums of gains that differ by less are equal."""
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -126,7 +129,7 @@ def choose_threshold(answers: Answers, new_share: float) -> float:
     heights = np.concatenate([[0.0], np.cumsum(sums)])
     never, always = min(-1.0, values[0]), np.nextafter(max(1.0, values[-1]), np.inf)
     thresholds = np.concatenate([[never], (values[:-1] + values[1:]) / 2, [always]])
-    return float(thresholds[int(np.argmax(heights))])
+    return float(thresholds[int(np.argmax(heights >= heights.max() - ROUNDING))])
 
 
 def map_at_5_interval(

@@ -214,6 +214,11 @@ def _plan_groups(seed: int, samples: Labelled, asked: Batches) -> Plan:
         except ValueError as error:
             raise Unplannable(f"sampler: hierarchical: {error}") from error
         schedule, batch_size = Among(known, grouped), grouped.batch_size
+        if batch_size < classes * images or grouped.parents < len(np.unique(parents)):
+            notes.append(
+                f"batches of {batch_size // images} classes of {asked.parents_per_batch} classes above, of which "
+                f"{grouped.parents} of {len(np.unique(parents))} have enough"
+            )
     else:
         schedule, batch_size = Among(known, ClassBalanced(seed, labels, classes, images)), classes * images
     if asked.negatives_per_batch:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from stages.images.order import order
-from stages.images.schedule import ClassBalanced, Schedule, class_key, places_of_values
+from stages.images.schedule import ClassBalanced, Epochs, Schedule, class_key, places_of_values
 
 
 class Balanced:
@@ -20,7 +20,7 @@ class Balanced:
         self._members = [places for places in places_of_values(labels, int(labels.max()) + 1) if len(places)]
         self._seed, self._batch_size = seed, batch_size
         self._steps_per_epoch = max(1, len(labels) // batch_size)
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self._epochs = Epochs(self._draw)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -28,10 +28,7 @@ class Balanced:
 
     def positions(self, step: int) -> np.ndarray:
         epoch, place = divmod(step, self._steps_per_epoch)
-        known = self._epoch
-        if known is None or known[0] != epoch:
-            known = self._epoch = (epoch, self._draw(epoch))
-        return known[1][place]
+        return self._epochs[epoch][place]
 
     def _draw(self, epoch: int) -> np.ndarray:
         """All batches of an epoch, int64 [steps, batch]."""
@@ -57,6 +54,9 @@ class Hierarchical:
         classes_per_batch: P; images_per_class: K.
         parents_per_batch: classes above, of which each gives floor(P / parents) of its own; those with fewer are left
             out.
+
+    Attributes:
+        parents: classes above that have enough classes.
 
     Raises:
         ValueError: there are too few of them.
@@ -90,7 +90,7 @@ class Hierarchical:
                 f"only {len(self._schedules)} of the classes above have {share} classes or more; "
                 f"{parents_per_batch} are needed"
             )
-        self._parents = parents_per_batch
+        self._parents, self.parents = parents_per_batch, len(self._schedules)
         self.batch_size = share * parents_per_batch * images_per_class
         self._steps_per_epoch = max(1, sum(map(len, self._places)) // self.batch_size)
 

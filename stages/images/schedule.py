@@ -1,6 +1,7 @@
 """Which samples make the batch of each step: a pure function of the step, whatever the number of processes."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -89,6 +90,27 @@ class Among:
         return self._positions[self._schedule.positions(step)]
 
 
+class Epochs:
+    """All batches of an epoch, drawn when they are first asked for; the last two epochs asked for are kept: at the end
+    of one, who reads ahead is in the next already.
+    """
+
+    def __init__(self, draw: Callable[[int], np.ndarray]):
+        """draw: an epoch's batches, int64 [steps, batch]."""
+        self._draw = draw
+        self._known: tuple[tuple[int, np.ndarray], ...] = ()
+
+    def __getitem__(self, epoch: int) -> np.ndarray:
+        """Any number of threads may ask at once; then it may be drawn twice."""
+        known = self._known
+        for number, batches in known:
+            if number == epoch:
+                return batches
+        batches = self._draw(epoch)
+        self._known = ((epoch, batches), *known[:1])
+        return batches
+
+
 class ClassBalanced:
     """Batches of P classes with K images each, the images of a class side by side (Hermans et al. 2017, section 2).
 
@@ -107,7 +129,7 @@ class ClassBalanced:
             raise ValueError(f"classes_per_batch must be 1 to {len(self._members)}, not {classes_per_batch}")
         self._seed, self._classes, self._images = seed, classes_per_batch, images_per_class
         self._steps_per_epoch = max(1, len(labels) // (classes_per_batch * images_per_class))
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self._epochs = Epochs(self._draw)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,10 +137,7 @@ class ClassBalanced:
 
     def positions(self, step: int) -> np.ndarray:
         epoch, place = divmod(step, self._steps_per_epoch)
-        known = self._epoch
-        if known is None or known[0] != epoch:
-            known = self._epoch = (epoch, self._draw(epoch))
-        return known[1][place]
+        return self._epochs[epoch][place]
 
     def _draw(self, epoch: int) -> np.ndarray:
         """All batches of an epoch, int64 [steps, P K]."""

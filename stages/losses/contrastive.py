@@ -38,10 +38,10 @@ class Contrastive(SummedLoss):
     def conclude(self, sums: Tensor) -> Measured:
         pulled, positives, pushed, inside, negatives = sums
         loss = pulled / at_least_one(positives) + pushed / at_least_one(inside)
-        found = positives.detach() + inside.detach()
+        is_idle = (pulled.detach() == 0) & (pushed.detach() == 0)  # nothing is found, or nothing is left to do
         return loss, {
             "active_negatives": inside.detach() / at_least_one(negatives),
-            "idle": (found == 0).to(loss.dtype),
+            "idle": is_idle.to(loss.dtype),
         }
 
 

@@ -28,7 +28,8 @@ class Task:
 class Loss(nn.Module, ABC):
     """(embeddings [N, D], labels [N], progress) -> the loss of the global batch, and figures.
 
-    A label below 0 is of an image that is like no other: it is nobody's positive and everybody's negative.
+    A label below 0 is of an image that is like no other: it is nobody's positive, and a negative of all others where
+    the loss has use for such (`uses_negatives` of its settings).
 
     Within a process group the N rows are this process's equal share. The value is the mean over the rows of all
     processes, the same on every one, and backward leaves `processes` times its derivative, so that the averaging of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stages.losses.draws import Draws
-from stages.losses.pairwise import Block, Pairs, block_of, distances_of
+from stages.losses.pairwise import Block, Pairs, block_of, distances_of, padded
 
 PairMining = Literal["all", "hard", "easy_positive", "multi_similarity", "distance_weighted"]
 TripletMining = Literal["all", "hard", "semi_hard", "easy_positive", "multi_similarity", "distance_weighted"]
@@ -62,17 +62,16 @@ def mine_pairs(kind: PairMining, block: Block, own: Tensor, draws: Draws | None)
 
 @torch.no_grad()
 def mine_triplets(kind: TripletMining, pairs: Pairs, draws: Draws | None) -> Triplets:
-    """Triplets of the rows of a process; `all` is not listed here: they may be very many.
+    """Triplets of the rows of a process; `all` and `multi_similarity` are not listed here: they may be very many.
 
     - hard: for each anchor the farthest positive and the nearest negative (Hermans et al. 2017, equation 5).
     - semi_hard: for each pair of anchor and positive the nearest negative that is farther than the positive, or if
       there is none the farthest negative (Schroff et al. 2015, section 3.2).
     - easy_positive: for each anchor the nearest positive, and the nearest negative that is farther than it, else the
       farthest (Xuan et al. 2020, "Improved embeddings with easy positive triplet mining", EPSHN).
-    - multi_similarity: every positive with every negative that `mine_pairs` keeps.
     - distance_weighted: for each pair of anchor and positive a negative, drawn as in `mine_pairs`.
     """
-    assert kind != "all"
+    assert kind not in ("all", "multi_similarity")
     found = [_mine_chunk(kind, chunk, draws) for chunk in pairs.chunks()]
     first = pairs.own[0]  # rows are numbered from this process's first
     starts = (chunk.own[0] - first for chunk in pairs.chunks())
@@ -90,31 +89,26 @@ def _mine_chunk(kind: TripletMining, pairs: Pairs, draws: Draws | None) -> Tripl
             nearest = similarities.masked_fill(~negative, -torch.inf).argmax(dim=1)
         else:
             chosen = similarities.masked_fill(~positive, -torch.inf).argmax(dim=1)
-            nearest = _semi_hard(block, anchors, chosen)
+            nearest = _semi_hard(block, similarities.gather(1, chosen[:, None]))[:, 0]
         usable = positive.any(dim=1) & negative.any(dim=1)
         return Triplets(anchors, chosen, nearest, usable.to(similarities.dtype))
-    if kind == "multi_similarity":
-        kept_positive, kept_negative = mine_pairs(kind, block, pairs.own, draws)
-        anchor, chosen = kept_positive.nonzero().unbind(dim=1)
-        which, other = kept_negative[anchor].nonzero().unbind(dim=1)
-        return Triplets(anchor[which], chosen[which], other, torch.ones_like(which, dtype=similarities.dtype))
     anchor, chosen = positive.nonzero().unbind(dim=1)
     if kind == "semi_hard":
         usable = negative.any(dim=1)[anchor]
-        return Triplets(anchor, chosen, _semi_hard(block, anchor, chosen), usable.to(similarities.dtype))
+        to_positive, is_there = padded(similarities, positive)
+        return Triplets(anchor, chosen, _semi_hard(block, to_positive)[is_there], usable.to(similarities.dtype))
     assert draws is not None
     drawn, found = _draw_by_distance(block, pairs.own, draws)
     turn = (positive.cumsum(dim=1) - 1)[anchor, chosen]  # which of the anchor's positives it is
     return Triplets(anchor, chosen, drawn[anchor, turn], found[anchor, turn].to(similarities.dtype))
 
 
-def _semi_hard(block: Block, anchor: Tensor, positive: Tensor) -> Tensor:
-    """For each pair of row and column the nearest negative that is farther, else the farthest of all: int64 [T]"""
-    similarities, negative = block.similarities[anchor], block.negative[anchor]  # [T, M]
-    to_positive = block.similarities[anchor, positive][:, None]
-    farther = similarities.masked_fill(~negative | (similarities >= to_positive), -torch.inf)
-    farthest = similarities.masked_fill(~negative, torch.inf).argmin(dim=1)
-    return torch.where(farther.isfinite().any(dim=1), farther.argmax(dim=1), farthest)
+def _semi_hard(block: Block, to_positive: Tensor) -> Tensor:
+    """For each row and each of K similarities the nearest negative that is farther, else the farthest: int64 [n, K]"""
+    ordered, columns = (-block.similarities).masked_fill(~block.negative, torch.inf).sort(dim=1)  # nearest first
+    places = torch.searchsorted(ordered, -to_positive.contiguous(), right=True)
+    farthest = (block.negative.sum(dim=1, keepdim=True) - 1).clamp_min(0)
+    return columns.gather(1, torch.minimum(places, farthest))
 
 
 def _draw_by_distance(block: Block, own: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -127,9 +121,8 @@ def _draw_by_distance(block: Block, own: Tensor, draws: Draws) -> tuple[Tensor, 
     slots = max(1, int(positives.max()))
     distances = distances_of(block.similarities.double()).clamp_min(SMALLEST_DISTANCE)
     dimension = draws.dimension
-    log_density = (dimension - 2) * distances.log() + (dimension - 3) / 2 * (1 - distances.square() / 4).clamp_min(
-        1e-8
-    ).log()
+    across = (1 - distances.square() / 4).clamp_min(1e-8)
+    log_density = (dimension - 2) * distances.log() + (dimension - 3) / 2 * across.log()
     near = block.negative & (distances < LARGEST_DISTANCE)
     allowed = torch.where(near.any(dim=1, keepdim=True), near, block.negative)
     logits = (-log_density).masked_fill(~allowed, -torch.inf)

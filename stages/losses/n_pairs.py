@@ -8,7 +8,7 @@ from stages.losses.figures import distance_figures
 from stages.losses.gather import gather_rows, mean_over_processes, world
 from stages.losses.label_groups import turns_in_groups
 from stages.losses.loss import Loss, Measured, Task
-from stages.losses.pairwise import at_least_one
+from stages.losses.pairwise import LEAST_LOG, at_least_one
 
 
 class NPairs(Loss):
@@ -16,8 +16,9 @@ class NPairs(Loss):
     positives of all classes of the batch.
 
     It is what the Keras example "Metric learning for image similarity search" trains (temperature 0.2). The first image
-    of a class in the global batch is its anchor, the second its positive; further ones, and classes of one image, do
-    not count.
+    of a class in the global batch is its anchor, the second its positive; the third and fourth, if there are, make a
+    pair of another round, and so on. A round has one pair a class, and its own positives as negatives. An image that is
+    left over does not count.
     """
 
     def __init__(self, task: Task, temperature: float):
@@ -28,11 +29,14 @@ class NPairs(Loss):
         rows = F.normalize(embeddings, dim=1)
         columns, column_labels = gather_rows(rows), gather_rows(labels)
         turns = turns_in_groups(column_labels)
-        positives = ((turns == 1) & (column_labels >= 0)).nonzero()[:, 0]
-        anchors = (turns[world()[0] * len(rows) :][: len(rows)] == 0).nonzero()[:, 0]
-        own = labels[anchors, None] == column_labels[positives]  # [anchors, positives], one at most in a row
+        mine = turns[world()[0] * len(rows) :][: len(rows)]
+        positives = ((turns % 2 == 1) & (column_labels >= 0)).nonzero()[:, 0]
+        anchors = (mine % 2 == 0).nonzero()[:, 0]
+        same_round = mine[anchors, None] + 1 == turns[positives]  # [anchors, positives]
+        own = same_round & (labels[anchors, None] == column_labels[positives])  # one at most in a row
         found, target = own.nonzero().unbind(dim=1)
         similarities = rows[anchors[found]] @ columns[positives].T / self.temperature
+        similarities = similarities.masked_fill(~same_round[found], LEAST_LOG)
         losses = F.cross_entropy(similarities, target, reduction="none")
         to_own = similarities.detach().gather(1, target[:, None])
         right = (similarities.detach() >= to_own).sum(dim=1) == 1  # none but the own one

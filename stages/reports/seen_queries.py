@@ -43,10 +43,10 @@ def query_images_seen(
 
 
 def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
-    """Every step that trained the encoder's weights; one of a head alone did not."""
+    """Every step that trained the encoder's weights; one of a head alone did not, unless it added a batch norm."""
     encoder = lineage.input(features, "encoder")
     while encoder is not None:
-        if encoder.settings.get("freeze") != "encoder":
+        if encoder.settings.get("freeze") != "encoder" or encoder.settings.get("neck") == "bn":
             yield encoder
         encoder = lineage.input(encoder, "encoder")
 

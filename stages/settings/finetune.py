@@ -77,7 +77,9 @@ class Finetune(StageSettings):
     parents_per_batch: int = setting(2, "of hierarchical: classes above in a global batch", ge=1)
     positive_share: float = setting(0.5, "of pairs: share of a batch that is of one class each", ge=0, le=1)
     negative_only: tuple[str, ...] = setting(
-        (), "classes that are nobody's positive: their images are told from all others, and have no class of their own"
+        (),
+        "classes that are nobody's positive: their images are told from all others, and have no class of their own (by "
+        "losses that compare with all of a batch, bce and focal)",
     )
     negatives_per_batch: int = setting(
         0, "of p_by_k and hierarchical: images of negative-only classes that are added to each batch", ge=0
@@ -169,6 +171,13 @@ class Finetune(StageSettings):
             raise ValueError("hierarchy and sampler: hierarchical go together")
         if self.negatives_per_batch and self.sampler_used not in ("p_by_k", "hierarchical"):
             raise ValueError(f"negatives_per_batch: {self.sampler_used} takes them as they come; leave it out")
+        is_grouped = self.sampler_used in ("p_by_k", "hierarchical")
+        asked = [name for name, is_asked in (
+            ("negative_only", bool(self.negative_only)), ("negatives_per_batch", self.negatives_per_batch > 0),
+            ("classes_of_one: negative", is_grouped and self.classes_of_one == "negative"),
+        ) if is_asked]  # fmt: skip
+        if asked and not any(loss.uses_negatives for loss in self.losses):
+            raise ValueError(f"{asked[0]}: {self.loss_name} has no use for images without a class")
         if self.curriculum is not None and self.sampler_used == "pairs":
             raise ValueError("curriculum: is for classes, not for pairs")
 
@@ -187,6 +196,10 @@ class Finetune(StageSettings):
         """The one that is named, or that of the first loss that is particular about it."""
         if self.sampler is not None:
             return self.sampler
+        return self._sampler_of_losses
+
+    @property
+    def _sampler_of_losses(self) -> Sampler:
         return next((loss.sampler for loss in self.losses if loss.sampler != "shuffled"), "shuffled")
 
     @property
@@ -200,6 +213,8 @@ class Finetune(StageSettings):
     def without_effect(self) -> set[str]:
         is_grouped = self.sampler_used in ("p_by_k", "hierarchical")
         idle = {"batch_size"} if is_grouped else {"classes_per_batch", "images_per_class", "classes_of_one"}
+        if self.sampler_used == self._sampler_of_losses:
+            idle |= {"sampler"}
         if self.sampler_used != "hierarchical":
             idle |= {"parents_per_batch"}
         if self.sampler_used != "pairs":

@@ -14,7 +14,8 @@ def loss_rows() -> list[dict[str, str]]:
 
 def as_markdown(rows: list[dict[str, str]]) -> str:
     """The table as Markdown."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([row[name] for name in COLUMNS] for row in rows)]
+    cells = [[row[name].replace("|", "\\|") for name in COLUMNS] for row in rows]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

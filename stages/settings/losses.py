@@ -26,6 +26,7 @@ class LossSettings(Settings):
         views: of each image.
         has_head: whether it trains something that tells classes or pairs apart on top of the encoder.
         classifies: whether it works behind a bottleneck (`neck: bn`).
+        uses_negatives: whether images that are nobody's positive (`negative_only`) change it.
         learns_from, paper, choose_when: for the table of docs/metric-learning.md.
     """
 
@@ -34,6 +35,7 @@ class LossSettings(Settings):
     views: ClassVar[Literal[1, 2]] = 1
     has_head: ClassVar[bool] = True
     classifies: ClassVar[bool] = True
+    uses_negatives: ClassVar[bool] = False
     learns_from: ClassVar[str] = "classes"
     paper: ClassVar[str]
     choose_when: ClassVar[str]
@@ -63,6 +65,8 @@ class _Comparing(LossSettings):
 class _Remembering(_Comparing):
     """One that can compare with batches before."""
 
+    uses_negatives = True
+
     memory: int = setting(
         0, "embeddings of batches before that are compared with too (cross-batch memory: Wang et al. 2020)", ge=0
     )
@@ -72,6 +76,7 @@ class _Remembering(_Comparing):
 class _Pairs(LossSettings):
     """A loss of given pairs."""
 
+    uses_negatives = True
     sampler = "pairs"
     samplers = ("pairs",)
     classifies = False
@@ -103,6 +108,7 @@ class CrossEntropy(_ClassWeighted):
 class BinaryCrossEntropy(_ClassWeighted):
     """Logistic loss of each class by itself: an image may be of none."""
 
+    uses_negatives = True
     paper = "Cox 1958"
     choose_when = "an image may be of no class, beside a loss that compares"
 
@@ -113,6 +119,7 @@ class BinaryCrossEntropy(_ClassWeighted):
 class Focal(_ClassWeighted):
     """Logistic loss of each class that hardly counts where the model is sure."""
 
+    uses_negatives = True
     paper = "Lin et al. 2017"
     choose_when = "most decisions are easy, and the rare hard ones matter"
 
@@ -261,6 +268,7 @@ class NPairs(_Comparing):
 class SupCon(LossSettings):
     """Two views of each image; all images of the own class are positives."""
 
+    uses_negatives = True
     views = 2
     has_head = False
     classifies = False

@@ -29,6 +29,7 @@ from stages.views.resample import Boxes, batch_parts, crop_and_resize
 from stages.views.transfer import to_device
 
 __all__ = [
+    "CENTRE",
     "PRESETS",
     "Interpolation",
     "OtherChannels",
