@@ -1,0 +1,94 @@
+"""Figures of a recipe that was run with several seeds: mean and standard deviation of each probe and retrieval.
+
+    simclr run configs/few-images.yaml --seed 1
+    python -m benchmarks.by_seed few-images
+
+Seconds are those of the fine-tuning behind (median over the seeds, on the machine that ran it): they compare within one
+table only. Of runs with one seed the last counts.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from pipeline import open_store
+from pipeline.store import Record, Store
+
+NOTHING = "\N{EN DASH}"
+FIGURES = {
+    "recall@1": ("recall", "1"),
+    "recall@10": ("recall", "10"),
+    "MAP@R": ("map_at_r",),
+    "EER": ("verification", "eer"),
+    "open-set MAP@5": ("open_set", "map", "5"),
+    "AUROC of new": ("open_set", "auroc"),
+    "linear": ("linear", "top1"),
+    "20-NN": ("knn", "20", "top1"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="its name")
+    parser.add_argument("--store", type=Path, help="default: $SIMCLR_STORE or ./artifacts")
+    arguments = parser.parse_args()
+    store = open_store(arguments.store)
+    rows = {
+        step: by_seed(store, arguments.recipe, step) for recipe, step in store.names() if recipe == arguments.recipe
+    }
+    rows = {step: found for step, found in rows.items() if found}
+    if not rows:
+        print(f"no probe or retrieval of {arguments.recipe} in {store.path}", file=sys.stderr)
+        return 2
+    columns = [name for name in FIGURES if any(name in one for found in rows.values() for one in found.values())]
+    print(f"| step | seeds | {' | '.join(columns)} | seconds |")
+    print("|" + " --- |" * (len(columns) + 3))
+    for step, found in rows.items():
+        cells = [in_words([one[name] for one in found.values() if name in one]) for name in columns]
+        seconds = [one["seconds"] for one in found.values() if "seconds" in one]
+        print(f"| {step} | {len(found)} | {' | '.join(cells)} | {f'{median(seconds):.0f}' if seconds else NOTHING} |")
+    return 0
+
+
+def by_seed(store: Store, recipe: str, step: str) -> dict[int, dict[str, float]]:
+    """By seed: the figures of a probe or a retrieval; empty for every other step."""
+    found: dict[int, dict[str, float]] = {}
+    for version in store.versions(recipe, step):
+        if version.stage not in ("probe", "retrieve"):
+            return {}
+        record = store.record(version.stage, version.key, version.digest)
+        metrics = json.loads((store.files(version.stage, version.digest) / "metrics.json").read_text())
+        figures = {name: value for name, path in FIGURES.items() if (value := at(metrics, path)) is not None}
+        tuned = next((one for one in reversed(store.ancestors(record)) if one.stage == "finetune"), None)
+        found[seed_of(store, record)] = figures | ({} if tuned is None else {"seconds": tuned.seconds})
+    return found
+
+
+def seed_of(store: Store, record: Record) -> int:
+    """That of the run, which stands in its own record or, where it did not matter there, in one before."""
+    seeds = [one.seed for one in reversed(store.ancestors(record)) if one.seed is not None]
+    return record.seed if record.seed is not None else next(iter(seeds), 0)
+
+
+def at(metrics: Mapping[str, Any], path: tuple[str, ...]) -> float | None:
+    """A value deep inside, if it is there."""
+    value: Any = metrics
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def in_words(values: list[float]) -> str:
+    """Percent: mean ± standard deviation over seeds."""
+    if not values:
+        return NOTHING
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
