@@ -186,6 +186,14 @@ def test_the_registry_and_the_settings_have_the_same_losses_and_options() -> Non
         assert kind.__doc__
 
 
+@pytest.mark.parametrize("name", ["bce", "focal"])
+def test_logistic_losses_begin_with_the_frequencies_of_the_classes(name: str) -> None:
+    loss_of = build_loss(name, options_of({"name": name}), Task(DIMENSION, (40, 30, 20, 9)))
+    assert loss_of.trained_head is not None
+    probabilities = loss_of.trained_head(torch.zeros(1, DIMENSION)).sigmoid()[0]
+    torch.testing.assert_close(probabilities, torch.tensor([0.4, 0.3, 0.2, 0.09]))
+
+
 # Triplet
 
 
