@@ -77,8 +77,8 @@ class BinaryCrossEntropy(ClassificationLoss):
 
     def __init__(self, task: Task, class_weights: ClassWeights, scale: float | None = None):
         super().__init__(task, "linear", scale=scale)
-        # Each class begins as likely as it is (Lin et al. 2017, section 4.1): of very many classes nearly all are wrong,
-        # and from one half down to there their sum would drown everything else for the first steps.
+        # Each class begins as likely as it is (Lin et al. 2017, section 4.1): of very many classes nearly all are wrong
+        # for an image, and from one half down to there their sum would drown everything else for the first steps.
         counts = torch.tensor(task.class_counts, dtype=torch.float32).clamp_min(1)
         with torch.no_grad():
             self.head.get_parameter("bias").copy_((counts / (counts.sum() + 1)).logit())
