@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.losses.classification import ClassificationLoss
-from stages.losses.loss import Task
-from stages.losses.pairwise import SOFTPLUS_FROM
+from stages.losses.loss import SOFTPLUS_FROM, Task
 from stages.losses.prototype_softmax import sums_over_classes
 
 MANY_CLASSES = 1000

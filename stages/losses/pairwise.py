@@ -15,9 +15,6 @@ from stages.losses.gather import gather_rows, mean_over_processes, world
 from stages.losses.loss import Loss, Measured, Task
 from stages.losses.memory import CrossBatchMemory
 
-SOFTPLUS_FROM = 40.0
-"""log(1 + exp(x)) is taken for x from here on: torch's own 20 leaves 2e-9."""
-
 CHUNK_ROWS = 1024
 """Rows whose similarities to all columns are in memory at once: 16 MiB for a global batch of 4,096."""
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stages.losses.loss import Measured, Task
+from stages.losses.loss import SOFTPLUS_FROM, Measured, Task
 from stages.losses.mining import PairMining, mine_pairs
-from stages.losses.pairwise import LEAST_LOG, SOFTPLUS_FROM, Pairs, SummedLoss, at_least_one, block_of, padded
+from stages.losses.pairwise import LEAST_LOG, Pairs, SummedLoss, at_least_one, block_of, padded
 
 
 class MultiSimilarity(SummedLoss):
