@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.losses import registry
 from stages.reports.artifacts import Artifact, Lineage
 from stages.reports.lineage import MOST_NODES, NODE_HEIGHT, NODE_WIDTH, drawing
-from stages.reports.names import Compared, Named, name_all, share_text
+from stages.reports.names import LOSSES, Compared, Named, loss_name, name_all, share_text
 from stages.reports.probes import Probe, comparison, console_table, protocol, rows_of
 from stages.reports.verdict import compare, verdict
 
@@ -373,3 +374,9 @@ def test_a_large_drawing_joins_what_was_made_alike() -> None:
             assert abs(x1 - x2) >= NODE_WIDTH or abs(y1 - y2) >= NODE_HEIGHT
     small = drawing(Lineage(steps.artifacts[:20]), "the page")
     assert all(node["steps"] == 1 for node in small["nodes"])
+
+
+def test_names_of_losses() -> None:
+    assert loss_name("triplet+n_pairs") == "triplet + N-pairs"
+    assert loss_name("pairs_cosine") == "pairs cosine"
+    assert LOSSES.keys() <= registry.LOSSES.keys()

@@ -12,7 +12,17 @@ from stages.reports.formats import value
 BASELINES = ("pixels", "random")
 """Encoders that learned nothing."""
 FINE_TUNED = "fine-tuned"
-LOSSES = {"arcface": "ArcFace", "cross_entropy": "cross-entropy"}
+LOSSES = {
+    "arcface": "ArcFace",
+    "cosface": "CosFace",
+    "cross_entropy": "cross-entropy",
+    "multi_similarity": "multi-similarity",
+    "n_pairs": "N-pairs",
+    "soft_triple": "SoftTriple",
+    "sphereface": "SphereFace",
+    "sphereface_original": "original SphereFace",
+    "supcon": "SupCon",
+}
 """Losses whose name is not their key with spaces."""
 LABELS = "label_fraction"
 NAMED = {LABELS, "encoder", "loss.name"}
@@ -153,8 +163,8 @@ def describe_tuning(lineage: Lineage, artifact: Artifact, loss: str) -> str:
 
 
 def loss_name(loss: str) -> str:
-    """'cross_entropy' -> 'cross-entropy'."""
-    return LOSSES.get(loss, loss.replace("_", " "))
+    """'cross_entropy' -> 'cross-entropy', 'triplet+supcon' -> 'triplet + SupCon'."""
+    return " + ".join(LOSSES.get(one, one.replace("_", " ")) for one in loss.split("+"))
 
 
 def start_name(lineage: Lineage, artifact: Artifact) -> str:
