@@ -5,7 +5,6 @@ The code that knows images and models is reached by name, here and nowhere else:
 """
 
 import importlib
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,9 +129,9 @@ def search(
         found_in = searching.gallery_of_features(gallery.features, gallery.shards)
     else:
         images = _images_below(gallery, suffixes)
-        with Progress(reporter, len(images), "images") as progress, tempfile.TemporaryDirectory() as scratch:
+        with Progress(reporter, len(images), "images") as progress:
             found_in, rejected = searching.gallery_of_folder(
-                encoder, images, Path(scratch) / "vectors.parquet", batch_size=batch_size, device=device,
+                encoder, images, batch_size=batch_size, device=device,
                 workers=workers, advance=progress.advance,
             )  # fmt: skip
         _warn_of_rejected(reporter, rejected)

@@ -21,7 +21,8 @@ LIBRARIES_BYTES = 700 * 2**20
 class Settings(BaseModel):
     """A frozen group of settings; unknown keys are refused. Groups may be nested."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Built when a recipe first has such a group, and a group within another once with it: commands stay quick.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 @dataclass(frozen=True)

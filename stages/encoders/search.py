@@ -1,5 +1,6 @@
 """The images of a gallery that are most like a query, and a picture of them."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,6 @@ def gallery_of_features(files: Path, shards: Path) -> Gallery:
 def gallery_of_folder(
     encoder: ReadyEncoder,
     images: Sequence[tuple[Path, str]],
-    scratch: Path,
     *,
     batch_size: int,
     device: str,
@@ -82,7 +82,6 @@ def gallery_of_folder(
 
     Args:
         images: (file, path to show) of each.
-        scratch: a .parquet file that may be written.
 
     Returns:
         The gallery, and (path to show, reason) of what cannot be read.
@@ -90,16 +89,18 @@ def gallery_of_folder(
     Raises:
         NoGallery: none can be read.
     """
-    rejected = embed_images(
-        encoder, images, scratch, batch_size=batch_size, device=device, workers=workers, advance=advance
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "vectors.parquet"
+        rejected = embed_images(
+            encoder, images, path, batch_size=batch_size, device=device, workers=workers, advance=advance
+        )
+        vectors = read_vectors(path) if len(rejected) < len(images) else torch.empty(0, encoder.embedding_size)
     lost = {name for name, _ in rejected}
     kept = [(path, name) for path, name in images if name not in lost]
     if not kept:
         raise NoGallery(f"none of the {len(images):,} images of the gallery can be read")
-    table = read_vectors(scratch)
     names = [name for _, name in kept]
-    return Gallery(table, names, [label_of(name) for name in names], lambda row: _opened(kept[row][0])), rejected
+    return Gallery(vectors, names, [label_of(name) for name in names], lambda row: _opened(kept[row][0])), rejected
 
 
 def read_vectors(path: Path) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from pipeline.settings import Settings, one_or_several, setting
 
@@ -29,8 +29,6 @@ class LossSettings(Settings):
         uses_negatives: whether images that are nobody's positive (`negative_only`) change it.
         learns_from, paper, choose_when: for the table of docs/metric-learning.md.
     """
-
-    model_config = ConfigDict(defer_build=True)  # the stage's settings build them all: a second time would cost 40 ms
 
     sampler: ClassVar[Sampler] = "shuffled"
     samplers: ClassVar[tuple[Sampler, ...]] = ("shuffled", "balanced", "p_by_k", "hierarchical")
