@@ -3,6 +3,7 @@
 Torch-free, so that `simclr status` and `simclr --help` stay quick.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,6 +14,9 @@ from typing import Annotated, Any, ClassVar, get_args
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
+
+# Plugins of pydantic are not for us; to look for some, it would read the metadata of every installed package.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 LIBRARIES_BYTES = 700 * 2**20
 """Memory of a process that has torch and its neighbours loaded."""

@@ -155,11 +155,10 @@ def test_quick_commands_import_no_torch(arguments: list[str], tmp_path: Path) ->
 
 @pytest.mark.parametrize("arguments", QUICK[:3], ids=" ".join)
 def test_quick_commands_answer_within_half_a_second(arguments: list[str]) -> None:
-    """Of processor time, the least of some: beside a busy thread of the same core a process takes up to 1.5 times as
-    long, so a machine that is busy for a moment is waited for."""
+    """Of processor time, the least of five, so that the test means the same on a busy machine."""
     simclr = str(Path(sys.executable).with_name("simclr"))
     seconds = []
-    while len(seconds) < 25 and min(seconds, default=1.0) >= 0.5:
+    for _ in range(5):
         child = subprocess.Popen(
             [simclr, *arguments],
             stdout=subprocess.DEVNULL,
@@ -169,7 +168,7 @@ def test_quick_commands_answer_within_half_a_second(arguments: list[str]) -> Non
         _, _, usage = os.wait4(child.pid, 0)
         child.returncode = 0  # it has been waited for
         seconds.append(usage.ru_utime + usage.ru_stime)
-    assert min(seconds) < 0.5, f"the quickest of {len(seconds)} took {min(seconds):.2f} s"
+    assert min(seconds) < 0.5, f"the quickest of five took {min(seconds):.2f} s"
 
 
 def test_every_command_has_help_with_an_example_and_json() -> None:

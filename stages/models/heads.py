@@ -1,6 +1,6 @@
 """What a loss puts on top of an encoder: embeddings -> one score a class, or one for each pair."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -63,8 +63,8 @@ class Prototypes(Head):
 class PairHead(Head):
     """[N, D], [N, D] -> one score a pair [N]: above 0, both are of one class."""
 
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def forward(self, left: Tensor, right: Tensor) -> Tensor: ...
 
     def probability(self, left: Tensor, right: Tensor) -> Tensor:
         """That both are of one class, [N]: the mean over both orders, so that it does not matter which comes first."""
