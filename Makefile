@@ -34,6 +34,7 @@ clean:  ## everything that can be made again; artifacts/ and data/ stay
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable .
+	$(BIN)/python -m compileall -q pipeline stages  # as pip does for all but editable packages: commands start sooner
 	@touch $@
 
 .venv/installed-bench: .venv/installed

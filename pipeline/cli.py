@@ -98,7 +98,7 @@ def run(
     if place.ranks == 1 and (processes or 1) > 1 and not dry_run:
         _recipe(recipe, overrides, seed).needed(steps or ())  # what is wrong here is said once, not by every process
         Store(store)
-        code = launcher.launch([sys.executable, "-P", "-m", "pipeline.cli", *sys.argv[1:]], processes or 1)
+        code = launcher.launch([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]], processes or 1)
         if code:
             raise AlreadyTold(code)
         return

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,9 +17,6 @@ from pipeline.recipe import Recipe
 from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
 from pipeline.store import Record, Store, Version
-
-PIPED_WIDTH = 1000
-"""Columns where the output is no terminal: no line is folded."""
 
 STYLES = {"up to date": "green", "resume": "cyan", "run": "yellow", "waits": "dim"}
 
@@ -200,15 +198,25 @@ def _console() -> Console:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    console = _console()
+    if not console.is_terminal:
+        _print_plain(columns, rows)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(escape(column), overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    console = _console()
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
     console.print(table)
+
+
+def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """The same for another program to read: one line a row, however long, without colours."""
+    lines = [[*columns], *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(padded).rstrip())
 
 
 def _size(size_bytes: float) -> str:

@@ -2,12 +2,13 @@
 
 import sys
 import time
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 
 class Reporter:
@@ -52,17 +53,9 @@ class Progress:
         self._reporter = reporter
         self._total, self._unit, self._done, self._first = total, unit, done, done
         self._every_seconds = every_seconds
-        self._bar: RichProgress | None = None
+        self._bar = None
         if sys.stderr.isatty() and not reporter.console.quiet:
-            self._bar = RichProgress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=reporter.console,
-                transient=True,
-            )
+            self._bar = _bar(reporter.console)
 
     def __enter__(self) -> Self:
         self._started = self._said = time.monotonic()
@@ -88,6 +81,20 @@ class Progress:
             left = _duration((self._total - self._done) / rate) if rate else "?"
             middle = f"{note}, " if note else ""
             self._reporter.line(f"{self._done:,}/{self._total:,} {self._unit}, {middle}{left} left")
+
+
+def _bar(console: Console) -> "RichProgress":
+    from rich import progress  # noqa: PLC0415 - many commands have no bars, and need not wait for them
+
+    return progress.Progress(
+        progress.TextColumn("[bold]{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 def _duration(seconds: float) -> str:

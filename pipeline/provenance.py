@@ -1,12 +1,9 @@
-"""Where a result comes from: the key of a step, the fingerprint of foreign files, code and environment."""
+"""Where a result comes from: the key of a step, and the fingerprint of foreign files."""
 
 import glob
-import importlib.metadata
 import json
 import os
-import platform
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +19,6 @@ FILES_WORTH_A_WORD = 1000
 NO_FILE = "no file"
 """In the place of the hash, where what is named is not there: the key changes when it comes."""
 NO_STAMP = [-1, -1]
-LIBRARIES = ("torch", "torchvision", "kornia", "timm", "accelerate", "webdataset", "scikit-learn", "numpy", "pillow")
 
 
 def step_key(
@@ -221,40 +217,3 @@ def _content(path: Path) -> str:
         return sha256_file(path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
-
-
-def code() -> dict[str, Any]:
-    """Git commit, whether the tree was changed, and a hash over the source of both packages."""
-    top = Path(__file__).resolve().parent.parent
-    sources = sorted(path for package in ("pipeline", "stages") for path in (top / package).rglob("*.py"))
-    listing = [[path.relative_to(top).as_posix(), sha256_file(path)] for path in sources]
-    commit = _git(top, "rev-parse", "HEAD") if (top / ".git").exists() else None
-    return {
-        "commit": commit,
-        "dirty": bool(_git(top, "status", "--porcelain")) if commit else None,
-        "source_sha256": sha256_bytes(canonical_json(listing)),
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def environment() -> dict[str, Any]:
-    """Python, platform, processors and library versions."""
-    versions: dict[str, str | None] = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "libraries": versions,
-    }

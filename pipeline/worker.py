@@ -19,6 +19,7 @@ import torch
 from filelock import SoftFileLease, Timeout
 
 from pipeline import provenance
+from pipeline.environment import code, environment
 from pipeline.errors import Held, Interrupted, UsageError
 from pipeline.host import give_freed_memory_back
 from pipeline.manifest import FILES, replace_file
@@ -129,7 +130,7 @@ def run_step(store: Store, job: Job, ranks: Ranks | None = None) -> Record:
             input_runs=[[one.stage, one.key, one.digest] for group in job.input_records.values() for _, one in group],
             size_bytes=size_bytes,
             code=attempts[-1]["code"],
-            environment=provenance.environment()
+            environment=environment()
             | {"device": str(run.device) if "device" in vars(run) else None, "threads": attempts[-1]["threads"]},
             attempts=attempts,
             counts=run.counts,
@@ -261,7 +262,7 @@ def _attempt(work: Path, run: Run, job: Job) -> None:
         "process": os.getpid(),
         "ranks": run.ranks,
         "threads": torch.get_num_threads(),
-        "code": provenance.code(),  # of now: it may be another by the end
+        "code": code(),  # of now: it may be another by the end
     }
     append_line(log, {"event": "start"} | start)
     ended = "failed"

@@ -11,12 +11,13 @@ FOLDERS = ("encoders", "evaluation", "images", "losses", "models", "reports", "s
 
 # Each module of pipeline/ may import those on its right, and those that they may import.
 LAYERS = {
+    "__main__": {"cli"},
     "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host"},
     "display": {"runner"},
     "schema": {"stage", "templates"},
     "runner": {"recipe", "store", "comparison", "launcher"},
     "comparison": {"store"},
-    "worker": {"run", "recipe", "store", "resources", "host"},
+    "worker": {"run", "recipe", "store", "environment", "resources", "host"},
     "run": {"checkpoint", "tracking", "progress", "manifest", "settings", "ranks", "stopwatch"},
     "ranks": {"launcher"},
     "launcher": {"errors"},
@@ -32,6 +33,7 @@ LAYERS = {
     "host": set(),
     "stage": {"settings"},
     "provenance": {"manifest", "settings"},
+    "environment": {"manifest"},
     "settings": set(),
     "manifest": {"errors"},
     "errors": set(),

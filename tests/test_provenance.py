@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import provenance
 from pipeline.errors import UsageError
-from pipeline.provenance import Fingerprint, code, environment, fingerprint, step_key
+from pipeline.provenance import Fingerprint, fingerprint, step_key
 from pipeline.settings import Call, ForeignInput
 
 IMAGES = frozenset({".jpg"})
@@ -160,9 +160,3 @@ def test_what_a_call_is_given_tells_looks_apart(tmp_path: Path) -> None:
     seen = fingerprint(sources[0], tmp_path / "cache", call=lambda _: (1, {"x": str(folder / "b.JPG")}))
     assert seen is not None
     assert fingerprint(sources[1], tmp_path / "cache", look=False) is None
-
-
-def test_code_and_environment_are_plain_data() -> None:
-    assert len(code()["source_sha256"]) == 64
-    assert environment()["libraries"]["torch"]
-    json.dumps([code(), environment()])
