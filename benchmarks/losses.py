@@ -1,6 +1,6 @@
 """Supervised losses, forward and backward, beside pytorch-metric-learning's: seconds, and MiB added at the peak.
 
-    python -m benchmarks.losses [--quick]
+    python -m benchmarks.losses [--quick] [--device cuda]
 
 D = 128, float32, batches of 256, 1,024 and 4,096 rows in classes of 4 (P x K), in a process that keeps freed memory, as
 `simclr` does: from that the library gains most. Its ways that give our value are taken, and the quicker reducer where
@@ -197,7 +197,7 @@ CASES: Mapping[str, Case] = {
 }  # fmt: skip
 
 
-def make_batch(case: Case, rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def make_batch(case: Case, rows: int, device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Embeddings [N, D] and labels: cosines are some 0.7 within a class and 0.5 between, as in mid-training."""
     labels = torch.arange(rows) // IMAGES_PER_CLASS
     if case.has_views:
@@ -207,17 +207,17 @@ def make_batch(case: Case, rows: int, dtype: torch.dtype = torch.float32) -> tup
         torch.randn(count, DIMENSION, generator=generator) for count in (1, rows // IMAGES_PER_CLASS, rows)
     )
     embeddings = common + 0.63 * centres[labels] + 0.77 * own
-    return embeddings.to(dtype).requires_grad_(), labels
+    return embeddings.to(device, dtype).requires_grad_(), labels.to(device)
 
 
-def make_losses(case: Case, classes: int) -> tuple[Ours, Theirs]:
+def make_losses(case: Case, classes: int, device: str) -> tuple[Ours, Theirs]:
     """Both, with the same prototypes where they have some."""
     torch.manual_seed(0)
     ours, theirs = Ours(case.settings, classes), case.theirs(classes)
     if ours.loss.trained_head is not None:
         with torch.no_grad():
             theirs.loss.get_parameter("W").copy_(ours.loss.trained_head.get_parameter("weight").T)
-    return ours, theirs
+    return ours.to(device), theirs.to(device)
 
 
 def both_ways(loss: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -229,20 +229,20 @@ def both_ways(loss: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
     return value.detach()
 
 
-def works_of(case: Case, rows: int, classes: int) -> dict[str, Work]:
-    embeddings, labels = make_batch(case, rows)
-    ours, theirs = make_losses(case, classes)
+def works_of(case: Case, rows: int, classes: int, device: str) -> dict[str, Work]:
+    embeddings, labels = make_batch(case, rows, device)
+    ours, theirs = make_losses(case, classes, device)
     return {
         "ours": lambda: both_ways(ours, embeddings, labels),
         PEER: lambda: both_ways(theirs, embeddings, labels),
     }
 
 
-def products(rows: int, classes: int, at_once: int) -> Work:
+def products(rows: int, classes: int, at_once: int, device: str) -> Work:
     """The matrix products that no softmax over all classes does without, so many classes at a time."""
-    embeddings, weight = torch.randn(rows, DIMENSION), torch.randn(classes, DIMENSION)
+    embeddings, weight = torch.randn(rows, DIMENSION, device=device), torch.randn(classes, DIMENSION, device=device)
     parts = [slice(first, first + at_once) for first in range(0, classes, at_once)]
-    logits, to_weight = torch.zeros(classes, rows), torch.zeros_like(weight)
+    logits, to_weight = torch.zeros(classes, rows, device=device), torch.zeros_like(weight)
 
     def work() -> None:
         for part in parts:
@@ -270,19 +270,28 @@ def one_pass(loss: nn.Module, embeddings: Tensor, labels: Tensor, warm_up: bool)
         loss.zero_grad(set_to_none=True)
 
 
-def added_mib(case: Case, rows: int, classes: int) -> dict[str, float]:
-    embeddings, labels = make_batch(case, rows)
+def added_mib(case: Case, rows: int, classes: int, device: str) -> dict[str, float]:
+    embeddings, labels = make_batch(case, rows, device)
     found = {}
-    for name, loss in zip(("ours", PEER), make_losses(case, classes), strict=True):
-        found[name] = peak_bytes(one_pass, loss, embeddings.detach(), labels) / MIB
+    for name, loss in zip(("ours", PEER), make_losses(case, classes, device), strict=True):
+        if device == "cpu":
+            found[name] = peak_bytes(one_pass, loss, embeddings.detach(), labels) / MIB
+            continue
+        both_ways(loss, embeddings, labels)
+        loss.zero_grad(set_to_none=True)
+        embeddings.grad = None
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        both_ways(loss, embeddings, labels)
+        found[name] = (torch.cuda.max_memory_allocated() - before) / MIB
     return found
 
 
-def error(case: Case, rows: int) -> float:
+def error(case: Case, rows: int, device: str) -> float:
     """Relative, of value, gradient of the embeddings and of prototypes, the largest, float64."""
     found = []
-    for loss in make_losses(case, rows // IMAGES_PER_CLASS):
-        embeddings, labels = make_batch(case, rows, torch.float64)
+    for loss in make_losses(case, rows // IMAGES_PER_CLASS, device):
+        embeddings, labels = make_batch(case, rows, device, torch.float64)
         value = both_ways(loss.double(), embeddings, labels)
         found.append([value, embeddings.grad, *(prototypes.grad for prototypes in loss.parameters())])
     pairs = [(mine, other) for mine, other in zip(*found, strict=True) if mine is not None and other is not None]
@@ -290,13 +299,13 @@ def error(case: Case, rows: int) -> float:
     return max(float((mine - other).norm() / other.norm()) for mine, other in shaped)
 
 
-def note_definitions(comparison: Comparison) -> None:
+def note_definitions(comparison: Comparison, device: str) -> None:
     for name, case in CASES.items():
-        told = case.differs or f"value and gradients {error(case, 256):.1e} apart, float64, 256 rows"
+        told = case.differs or f"value and gradients {error(case, 256, device):.1e} apart, float64, 256 rows"
         comparison.notes.append(f"{name}: {told}")
 
 
-def compare(comparison: Comparison, name: str, rows: int, runs: int, with_memory: bool) -> None:
+def compare(comparison: Comparison, name: str, rows: int, runs: int, device: str, *, with_memory: bool) -> None:
     """A row of seconds and one of MiB."""
     case = CASES[name]
     size = largest_of_peer(case, rows)
@@ -304,49 +313,50 @@ def compare(comparison: Comparison, name: str, rows: int, runs: int, with_memory
         needed = case.bytes_of_peer(rows) / 2**30
         comparison.notes.append(f"{name}: {rows:,} rows need {needed:.0f} GiB in the library; compared at {size:,}")
     classes, key = size // IMAGES_PER_CLASS, f"{name}_{size}".replace(", ", "_").replace(" ", "_")
-    values = alternate(works_of(case, size, classes), runs, most_seconds=60)
+    values = alternate(works_of(case, size, classes, device), runs, device=device, most_seconds=60)
     give_freed_memory_back()
     comparison.rows.append(Row(f"{name}, {size:,} rows", values))
     comparison.ratio[key] = values[PEER] / values["ours"]
     if with_memory:
-        memory = added_mib(case, size, classes)
+        memory = added_mib(case, size, classes, device)
         comparison.rows.append(Row(f"{name}, {size:,} rows", memory, unit="MiB"))
         comparison.ratio[f"memory_{key}"] = memory[PEER] / memory["ours"]
 
 
-def compare_many_classes(comparison: Comparison, runs: int) -> None:
+def compare_many_classes(comparison: Comparison, runs: int, device: str) -> None:
     """ArcFace with very many classes: beside theirs, and beside the matrix products alone."""
     case, rows = CASES["arcface"], 256
-    setting, limit = fastest({
-        "all classes at once": products(rows, MANY_CLASSES, MANY_CLASSES),
-        f"{CLASSES_AT_ONCE:,} at a time": products(rows, MANY_CLASSES, CLASSES_AT_ONCE),
-    })  # fmt: skip
-    values = alternate(works_of(case, rows, MANY_CLASSES) | {"products": limit}, runs)
+    ways = {"all classes at once": MANY_CLASSES, f"{CLASSES_AT_ONCE:,} at a time": CLASSES_AT_ONCE}
+    setting, limit = fastest(
+        {name: products(rows, MANY_CLASSES, at_once, device) for name, at_once in ways.items()}, device
+    )
+    values = alternate(works_of(case, rows, MANY_CLASSES, device) | {"products": limit}, runs, device=device)
     give_freed_memory_back()
     comparison.rows.append(Row(comparison.headline, values, {"products": setting}))
     comparison.limit = values["products"]
     comparison.ratio["arcface_products"] = values["ours"] / values["products"]
     comparison.ratio["pml_arcface"] = values[PEER] / values["ours"]
-    memory = added_mib(case, rows, MANY_CLASSES)
+    memory = added_mib(case, rows, MANY_CLASSES, device)
     comparison.rows.append(Row(comparison.headline, memory, unit="MiB"))
     comparison.ratio["memory_pml_arcface"] = memory[PEER] / memory["ours"]
 
 
 def main() -> None:
-    given = arguments(__doc__, on_host=True)
+    given = arguments(__doc__)
+    device = given.device
     sizes = QUICK_RUNS if given.quick else RUNS
     runs, largest = 3 if given.quick else 7, max(sizes)
-    comparison = Comparison("losses", "s", f"arcface, {MANY_CLASSES:,} classes, 256 rows", runs=runs)
-    note_definitions(comparison)
+    comparison = Comparison("losses", "s", f"arcface, {MANY_CLASSES:,} classes, 256 rows", runs=runs, device=device)
+    note_definitions(comparison, device)
     keep_freed_memory()  # from here on: it cannot be undone
     for name in CASES:
         for rows in sizes:
-            compare(comparison, name, rows, sizes[rows], with_memory=rows == largest or not given.quick)
+            compare(comparison, name, rows, sizes[rows], device, with_memory=rows == largest or not given.quick)
     hard = next(row for row in comparison.rows if row.case == f"triplet hard, {largest:,} rows")
     listed = largest_of_peer(CASES["triplet all"], largest)
     every = next(row for row in comparison.rows if row.case == f"triplet all, {listed:,} rows")
     comparison.ratio["pml_triplet"] = (every.values[PEER] / listed) / (hard.values["ours"] / largest)
-    compare_many_classes(comparison, runs)
+    compare_many_classes(comparison, runs, device)
     report(comparison)
 
 
