@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Comparison, Row, Work, alternate, arguments, fastest, peak_bytes, report
 from pipeline.host import give_freed_memory_back, keep_freed_memory
 from stages.losses import Task
-from stages.losses.prototype_softmax import CLASSES_AT_ONCE
+from stages.losses.prototype_softmax import classes_at_once
 from stages.losses.registry import build_loss
 from stages.settings.losses import (
     ArcFace,
@@ -57,6 +57,7 @@ BYTES_OF_TRIPLET = 62
 MOST_LISTED_AT_ONCE = 2**31 - 1
 """Elements of a cube [N, N, N] of bytes that it lists triplets from; larger ones are gone through by anchor."""
 MIB = 2**20
+ROWS_CHECKED = 256
 
 
 class Ours(nn.Module):
@@ -255,6 +256,11 @@ def products(rows: int, classes: int, at_once: int, device: str) -> Work:
     return work
 
 
+def is_drawn(case: Case) -> bool:
+    """Whether ours draws at random: each device has other draws."""
+    return case.settings.options.get("mining") == "distance_weighted"
+
+
 def largest_of_peer(case: Case, rows: int) -> int:
     """Of batches of up to `rows`, in steps of 256, the largest that the library holds in MOST_BYTES."""
     return max(size for size in range(256, rows + 1, 256) if case.bytes_of_peer(size) <= MOST_BYTES)
@@ -287,21 +293,31 @@ def added_mib(case: Case, rows: int, classes: int, device: str) -> dict[str, flo
     return found
 
 
-def error(case: Case, rows: int, device: str) -> float:
-    """Relative, of value, gradient of the embeddings and of prototypes, the largest, float64."""
-    found = []
-    for loss in make_losses(case, rows // IMAGES_PER_CLASS, device):
-        embeddings, labels = make_batch(case, rows, device, torch.float64)
-        value = both_ways(loss.double(), embeddings, labels)
-        found.append([value, embeddings.grad, *(prototypes.grad for prototypes in loss.parameters())])
-    pairs = [(mine, other) for mine, other in zip(*found, strict=True) if mine is not None and other is not None]
-    shaped = [(mine, other if mine.shape == other.shape else other.T) for mine, other in pairs]  # [C, D] and [D, C]
-    return max(float((mine - other).norm() / other.norm()) for mine, other in shaped)
+def outcome(loss: nn.Module, case: Case, rows: int, device: str) -> list[Tensor | None]:
+    """Value, gradient of the embeddings, and of prototypes, float64."""
+    embeddings, labels = make_batch(case, rows, device, torch.float64)
+    value = both_ways(loss.double(), embeddings, labels)
+    return [value, embeddings.grad, *(prototypes.grad for prototypes in loss.parameters())]
+
+
+def apart(found: list[Tensor | None], wanted: list[Tensor | None]) -> float:
+    """Relative error of two outcomes, the largest."""
+    pairs = [(one.cpu(), other.cpu()) for one, other in zip(found, wanted, strict=True)
+             if one is not None and other is not None]  # fmt: skip
+    shaped = [(one, other if one.shape == other.shape else other.T) for one, other in pairs]  # [C, D] and [D, C]
+    return max(float((one - other).norm() / other.norm()) for one, other in shaped)
 
 
 def note_definitions(comparison: Comparison, device: str) -> None:
     for name, case in CASES.items():
-        told = case.differs or f"value and gradients {error(case, 256, device):.1e} apart, float64, 256 rows"
+        ours, theirs = (
+            outcome(loss, case, ROWS_CHECKED, device)
+            for loss in make_losses(case, ROWS_CHECKED // IMAGES_PER_CLASS, device)
+        )
+        told = case.differs or f"value and gradients {apart(ours, theirs):.1e} apart, float64, {ROWS_CHECKED} rows"
+        if device != "cpu" and not is_drawn(case):
+            on_host, _ = make_losses(case, ROWS_CHECKED // IMAGES_PER_CLASS, "cpu")
+            told += f"; ours {apart(ours, outcome(on_host, case, ROWS_CHECKED, 'cpu')):.1e} from ours on the host"
         comparison.notes.append(f"{name}: {told}")
 
 
@@ -326,7 +342,8 @@ def compare(comparison: Comparison, name: str, rows: int, runs: int, device: str
 def compare_many_classes(comparison: Comparison, runs: int, device: str) -> None:
     """ArcFace with very many classes: beside theirs, and beside the matrix products alone."""
     case, rows = CASES["arcface"], 256
-    ways = {"all classes at once": MANY_CLASSES, f"{CLASSES_AT_ONCE:,} at a time": CLASSES_AT_ONCE}
+    part = classes_at_once(torch.device(device))
+    ways = {"all classes at once": MANY_CLASSES, f"{part:,} at a time": part}
     setting, limit = fastest(
         {name: products(rows, MANY_CLASSES, at_once, device) for name, at_once in ways.items()}, device
     )

@@ -17,6 +17,8 @@ from stages.losses.memory import CrossBatchMemory
 
 CHUNK_ROWS = 1024
 """Rows whose similarities to all columns are in memory at once: 16 MiB for a global batch of 4,096."""
+CHUNK_PAIRS_ON_ACCELERATORS = 2**26
+"""There few chunks count more than small ones: 256 MiB."""
 
 LEAST_LOG = -1e4
 """In place of the logarithm of nothing: its exponential is 0, and so is its derivative."""
@@ -40,8 +42,11 @@ class Pairs(NamedTuple):
     own: Tensor
 
     def chunks(self) -> Iterator["Pairs"]:
-        """The same for CHUNK_ROWS rows at a time."""
-        split = (one.split(CHUNK_ROWS) for one in (self.rows, self.labels, self.own))
+        """The same for some rows at a time."""
+        count = CHUNK_ROWS
+        if self.rows.device.type != "cpu":
+            count = max(1, CHUNK_PAIRS_ON_ACCELERATORS // len(self.columns))
+        split = (one.split(count) for one in (self.rows, self.labels, self.own))
         for rows, labels, own in zip(*split, strict=True):
             yield Pairs(rows, self.columns, labels, self.column_labels, own)
 

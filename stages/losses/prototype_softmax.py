@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CLASSES_AT_ONCE = 1024
+"""Their products stay in a processor's cache."""
+CLASSES_AT_ONCE_ON_ACCELERATORS = 131_072
+"""There few starts of kernels count more: directions of 64 MiB for 128 dimensions."""
 LARGEST_DIRECT_SCALE = 40.0
 """Up to here exp(scale (cosine - 1)), at least e^-80, does not vanish in float32: no row needs a shift of its own."""
 LEAST_LENGTH = 1e-12
@@ -44,6 +47,11 @@ def sums_over_classes(embeddings: Tensor, weight: Tensor, labels: Tensor, scale:
     return Sums(*_Sums.apply(F.normalize(embeddings, dim=1), weight, labels, scale))
 
 
+def classes_at_once(device: torch.device) -> int:
+    """How many classes a part has."""
+    return CLASSES_AT_ONCE if device.type == "cpu" else CLASSES_AT_ONCE_ON_ACCELERATORS
+
+
 class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, ...]:
@@ -55,17 +63,18 @@ class _Sums(torch.autograd.Function):
         values = rows.new_empty(len(weight), len(rows))  # [C, N]
         nearest, totals = rows.new_full((len(rows),), -torch.inf), rows.new_zeros(len(rows))
         is_direct = scale <= LARGEST_DIRECT_SCALE
-        for part in _parts(len(weight)):
+        for part in _parts(weight):
             torch.mm(weight[part] / lengths[part], scaled, out=values[part])
-            columns, places = _own_in(part, labels)
-            values[part][places, columns] = -torch.inf
+            places, is_inside = _own_in(part, labels)
+            there = values[part].gather(0, places[None])
+            values[part].scatter_(0, places[None], there.masked_fill(is_inside, -torch.inf))
             nearest = torch.maximum(nearest, values[part].amax(dim=0))
             if is_direct:
                 totals += values[part].sub_(bits).exp2_().sum(dim=0)
         shift = rows.new_full((len(rows),), bits)
         if not is_direct:
             shift = nearest.clamp_min(-bits)  # finite, where there is no other class
-            for part in _parts(len(weight)):
+            for part in _parts(weight):
                 totals += values[part].sub_(shift).exp2_().sum(dim=0)
         ctx.save_for_backward(rows, weight, lengths, labels, own_directions, values, totals)
         ctx.scale = scale
@@ -82,12 +91,12 @@ class _Sums(torch.autograd.Function):
         weighted = rows * coefficients  # [N, D]
         to_rows, to_weight = torch.zeros_like(rows), torch.empty_like(weight)
         own_weighted = rows * to_own[:, None]
-        for part in _parts(len(weight)):
+        for part in _parts(weight):
             directions = weight[part] / lengths[part]
             to_rows.addmm_(values[part].T, directions)
             to_directions = torch.mm(values[part], weighted, out=to_weight[part])
-            columns, places = _own_in(part, labels)
-            to_directions.index_add_(0, places, own_weighted[columns])
+            places, is_inside = _own_in(part, labels)
+            to_directions.index_add_(0, places, own_weighted * is_inside[:, None])
             # Of a direction only what is across it counts.
             along = (to_directions * directions).sum(dim=1, keepdim=True)
             to_directions.addcmul_(directions, along, value=-1).div_(lengths[part])
@@ -95,11 +104,16 @@ class _Sums(torch.autograd.Function):
         return to_rows, to_weight, None, None
 
 
-def _parts(classes: int) -> list[slice]:
-    return [slice(first, min(first + CLASSES_AT_ONCE, classes)) for first in range(0, classes, CLASSES_AT_ONCE)]
+def _parts(weight: Tensor) -> list[slice]:
+    classes, at_once = len(weight), classes_at_once(weight.device)
+    return [slice(first, min(first + at_once, classes)) for first in range(0, classes, at_once)]
 
 
 def _own_in(part: slice, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows whose own class lies in a part of the classes, and where in it."""
-    columns = ((labels >= part.start) & (labels < part.stop)).nonzero()[:, 0]
-    return columns, labels[columns] - part.start
+    """Of each row: the place of its own class in a part of the classes, or another one, and whether it lies there.
+
+    No tensor is made whose size depends on values: an accelerator would have to be waited for, to learn of it.
+    """
+    places = labels - part.start
+    inside = places.clamp(0, part.stop - part.start - 1)
+    return inside, inside == places
