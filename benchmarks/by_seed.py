@@ -3,8 +3,8 @@
     simclr run configs/few-images.yaml --seed 1
     python -m benchmarks.by_seed few-images
 
-Seconds are those of the fine-tuning behind (median over the seeds, on the machine that ran it): they compare within one
-table only. Of runs with one seed the last counts.
+Seconds and peak memory (on the device, else of the whole process) are those of the fine-tuning behind (median over the
+seeds, on the machine that ran it): they compare within one table only. Of runs with one seed the last counts.
 """
 
 import argparse
@@ -45,12 +45,15 @@ def main() -> int:
         print(f"no probe or retrieval of {arguments.recipe} in {store.path}", file=sys.stderr)
         return 2
     columns = [name for name in FIGURES if any(name in one for found in rows.values() for one in found.values())]
-    print(f"| step | seeds | {' | '.join(columns)} | seconds |")
-    print("|" + " --- |" * (len(columns) + 3))
+    print(f"| step | seeds | {' | '.join(columns)} | seconds | MiB |")
+    print("|" + " --- |" * (len(columns) + 4))
     for step, found in rows.items():
         cells = [in_words([one[name] for one in found.values() if name in one]) for name in columns]
-        seconds = [one["seconds"] for one in found.values() if "seconds" in one]
-        print(f"| {step} | {len(found)} | {' | '.join(cells)} | {f'{median(seconds):.0f}' if seconds else NOTHING} |")
+        costs = [
+            f"{median(values):,.0f}" if (values := [one[name] for one in found.values() if name in one]) else NOTHING
+            for name in ("seconds", "mib")
+        ]
+        print(f"| {step} | {len(found)} | {' | '.join([*cells, *costs])} |")
     return 0
 
 
@@ -64,8 +67,15 @@ def by_seed(store: Store, recipe: str, step: str) -> dict[int, dict[str, float]]
         metrics = json.loads((store.files(version.stage, version.digest) / "metrics.json").read_text())
         figures = {name: value for name, path in FIGURES.items() if (value := at(metrics, path)) is not None}
         tuned = next((one for one in reversed(store.ancestors(record)) if one.stage == "finetune"), None)
-        found[seed_of(store, record)] = figures | ({} if tuned is None else {"seconds": tuned.seconds})
+        found[seed_of(store, record)] = figures | ({} if tuned is None else costs_of(tuned))
     return found
+
+
+def costs_of(record: Record) -> dict[str, float]:
+    """Seconds in all, and the peak of memory in MiB where it was measured."""
+    peaks = [one["peak_memory_bytes"] for one in record.attempts if one.get("peak_memory_bytes")]
+    most = max((one["device"] or one["host"] or 0 for one in peaks), default=0)
+    return {"seconds": record.seconds} | ({"mib": most / 2**20} if most else {})
 
 
 def seed_of(store: Store, record: Record) -> int:

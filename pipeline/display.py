@@ -107,6 +107,7 @@ def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str
         "counts": json.dumps(facts["counts"]),
         "attempts": f"{len(facts['attempts'])}: " + "; ".join(_attempt(one) for one in facts["attempts"]),
         "seconds": facts["seconds"],
+        "peak memory": _peak(facts["attempts"]),
         "code": f"commit {code.get('commit')}, changed: {code.get('dirty')}, source {source}",
         "environment": json.dumps(environment),
         "files": f"{facts['files']} ({_size(facts['size_bytes'])})",
@@ -128,6 +129,13 @@ def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str
 def _attempt(attempt: Mapping[str, Any]) -> str:
     first = f" from step {attempt['first_step']}" if attempt["first_step"] else ""
     return f"{attempt['ended']}{first}"
+
+
+def _peak(attempts: Sequence[Mapping[str, Any]]) -> str:
+    """The most of any attempt, where it was measured."""
+    found = [one["peak_memory_bytes"] for one in attempts if one.get("peak_memory_bytes")]
+    most = {place: max((one[place] for one in found if one.get(place)), default=None) for place in ("host", "device")}
+    return ", ".join(f"{_size(size)} on the {place}" for place, size in most.items() if size) or "not measured"
 
 
 def lineage(store: Store, records: Sequence[Record]) -> None:

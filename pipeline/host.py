@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """mallopt(3)."""
@@ -38,6 +39,23 @@ def give_freed_memory_back() -> None:
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def forget_peak_memory() -> None:
+    """From here on `peak_memory` counts. Nothing happens where the system does not say (it is Linux that does)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is resident now
+    except OSError:
+        return
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process had resident, libraries included; None where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -21,7 +21,7 @@ from filelock import SoftFileLease, Timeout
 from pipeline import provenance
 from pipeline.environment import code, environment
 from pipeline.errors import Held, Interrupted, UsageError
-from pipeline.host import give_freed_memory_back
+from pipeline.host import forget_peak_memory, give_freed_memory_back, peak_memory
 from pipeline.manifest import FILES, replace_file
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks, joined
@@ -274,12 +274,16 @@ def _attempt(work: Path, run: Run, job: Job) -> None:
         ended = "interrupted"
         raise
     finally:
-        append_line(log, {"event": "end", "at": time.time(), "ended": ended})
+        end = {"event": "end", "at": time.time(), "ended": ended, "peak_memory_bytes": _peak_memory(run)}
+        append_line(log, end)
 
 
 def _call(run: Run, job: Job) -> None:
     """Call the stage's function."""
     give_freed_memory_back()  # of the step before
+    forget_peak_memory()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     stage = job.step.stage
     try:
         getattr(importlib.import_module(stage.module), stage.name)(run, job.step.settings)
@@ -288,6 +292,12 @@ def _call(run: Run, job: Job) -> None:
         if no_space is not None:
             raise no_space from error
         raise
+
+
+def _peak_memory(run: Run) -> dict[str, int | None]:
+    """Of this process (rank 0), in bytes: on the host all that was resident, on the device what tensors took."""
+    is_cuda = "device" in vars(run) and run.device.type == "cuda"
+    return {"host": peak_memory(), "device": torch.cuda.max_memory_allocated(run.device) if is_cuda else None}
 
 
 def _settings_to_lower(step: Step) -> list[str]:
@@ -316,7 +326,7 @@ def _attempts(work: Path) -> list[dict[str, Any]]:
         elif kind == "checkpoint":
             attempt["last_checkpoint"] = event["step"]
         else:
-            attempt["ended"] = event["ended"]
+            attempt |= {"ended": event["ended"], "peak_memory_bytes": event.get("peak_memory_bytes")}
     return attempts
 
 

@@ -74,6 +74,25 @@ def test_between_steps_it_is_given_back_once() -> None:
         assert left < 2**26
 
 
+PEAK = """
+from pipeline.host import forget_peak_memory, peak_memory
+large = bytes(2**28)
+del large
+forget_peak_memory()
+before = peak_memory()
+half = bytearray(2**27)
+half[::4096] = bytes([1]) * len(half[::4096])
+print(before, peak_memory())
+"""
+
+
+def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
+    if sys.platform == "linux":  # elsewhere it is None, and nothing may fail
+        before, after = map(int, python(PEAK).split())
+        assert before < 2**28
+        assert 2**27 <= after - before < 2**27 + 2**24
+
+
 def test_the_command_waits_and_keeps_memory_so() -> None:
     plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     touch = TOUCH.partition("for _ in range(30)")
