@@ -214,15 +214,15 @@ def _given(run: Run, settings: Finetune, shards: Shards) -> Lesson:
     kept = np.flatnonzero((pairs >= 0).all(axis=1))
     if len(kept) < len(table):
         first = int(np.argmax((pairs < 0).any(axis=1)))
-        place = f"line {table.lines[first]}: {table.names[first][int(pairs[first, 0] >= 0)]!r}"
+        lacking = f"line {table.lines[first]} names {table.names[first][int(pairs[first, 0] >= 0)]!r}"
         if not len(kept):
             raise BadData(
-                f"{run.step}.pairs: none of the {len(table):,} pairs of {table.path} is of two training images: there "
-                f"is no {place}; training images are named like {shards.keys[0]!r}"
+                f"{run.step}.pairs: none of the {len(table):,} pairs of {table.path} is of two training images: "
+                f"{lacking}, and training images are named like {shards.keys[0]!r}"
             )
         run.warn(
             f"{len(table) - len(kept):,} of {len(table):,} pairs of {table.path} are left out, since an image is not "
-            f"in the training part; the first on {place}"
+            f"in the training part: {lacking}"
         )
     targets = table.targets[kept]
     plan = plan_given_pairs(run.seed, pairs[kept], targets.astype(np.float32), settings.batch_size)

@@ -171,8 +171,7 @@ def test_images_need_no_label(run_stage: RunStage, tmp_path: Path, capsys: pytes
     files = run_stage("finetune", settings, {"shards": shards})
     said = capsys.readouterr().err
     assert (
-        f"2 of 5 pairs of {path} are left out, since an image is not in the training part; the first on line 3: "
-        "'test/4.png'"
+        f"2 of 5 pairs of {path} are left out, since an image is not in the training part: line 3 names 'test/4.png'"
     ) in said
     assert "batches of 6: there are no more than 3 pairs" in said
     assert len(lines(files)) == 2
@@ -180,8 +179,8 @@ def test_images_need_no_label(run_stage: RunStage, tmp_path: Path, capsys: pytes
     with pytest.raises(BadData) as caught:
         run_stage("finetune", settings, {"shards": shards})
     assert str(caught.value) == (
-        f"finetune.pairs: none of the 2 pairs of {path} is of two training images: there is no line 2: 'test/4.png'; "
-        "training images are named like 'train/0.png'"
+        f"finetune.pairs: none of the 2 pairs of {path} is of two training images: line 2 names 'test/4.png', "
+        "and training images are named like 'train/0.png'"
     )
 
 
