@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,9 @@ class Input:
     key: str
     digest: str
     files: Path
+    made_from: dict[str, Any] = field(default_factory=dict)
+    """By setting: the digests of what it was made of, as in Record.inputs. A stage may refuse what does not belong
+    together by it; what it writes may not depend on it, since its key does not."""
 
 
 @dataclass(frozen=True)

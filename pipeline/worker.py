@@ -231,7 +231,10 @@ def _run(
     checkpoints: Path | None = None,
 ) -> Run:
     inputs = {
-        field: [Input(name, one.stage, one.key, one.digest, store.files(one.stage, one.digest)) for name, one in group]
+        field: [
+            Input(name, one.stage, one.key, one.digest, store.files(one.stage, one.digest), one.inputs)
+            for name, one in group
+        ]
         for field, group in job.input_records.items()
     }
     seen: dict[str, Record] = {}

@@ -12,7 +12,7 @@ from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
 from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
-from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches
+from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches, plan_given_pairs
 from stages.images.loader import BatchLoader
 from stages.images.targets import Targets, targets_of
 from stages.losses import Task
@@ -46,6 +46,7 @@ from stages.models.freezing import UnknownPart, freeze, train_around
 from stages.models.heads import Head
 from stages.models.optimisation import layers_with_multiples
 from stages.settings.finetune import Finetune
+from stages.sources.pair_table import read_pairs
 from stages.views import Interpolation, Policy, load, preset, read_policy, to_device
 
 CROP_AND_FLIP = {"colour_jitter": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
@@ -63,6 +64,22 @@ class Start:
     labels_seen: tuple[LabelsCard, ...] = ()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned from.
+
+    Attributes:
+        images: how many there are.
+        in_words: what it is.
+        seen: what the encoder will have seen.
+    """
+
+    plan: Plan
+    images: int
+    in_words: str
+    seen: LabelsCard
+
+
 def check_settings(settings: Finetune) -> None:
     """What can be said before anything runs. Raises UnusableBackbone."""
     if settings.encoder == "random":
@@ -74,9 +91,8 @@ def check_settings(settings: Finetune) -> None:
 def finetune(run: Run, settings: Finetune) -> None:
     """Write encoder.safetensors, model.json, metrics.jsonl and, where there are any, head, neck and bottleneck."""
     shards = open_shards(run.input("shards"), "train")
-    targets = targets_of(shards, settings.target)
-    chosen = _labelled_images(run, settings, shards, targets)
-    plan = _plan(run, settings, shards, targets, chosen)
+    lesson = _lesson_of_labels(run, settings, shards) if settings.pairs is None else _given(run, settings, shards)
+    plan = lesson.plan
     start = _start(run, settings, shards)
     encoder, memory_format = start.encoder, choose_memory_format(start.encoder, settings.channels_last)
     objective = Objective(settings, encoder, plan.samples)
@@ -100,7 +116,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     )
     state = {"encoder": encoder, "loss": objective, "optimiser": optimisation.optimiser}
     run.say(
-        f"{settings.loss_name} on {len(chosen):,} labelled images {_in_words(plan.samples, len(chosen))}; "
+        f"{settings.loss_name} on {lesson.in_words}; "
         f"{start.architecture.backbone}, {count_parameters(encoder):,} parameters, {steps:,} steps of "
         f"{plan.batch_size}, learning rate {optimisation.rate:.4g} on {run.device}"
     )
@@ -119,7 +135,7 @@ def finetune(run: Run, settings: Finetune) -> None:
                 images = views(batch.images, batch.sample_ids, visits, batch.sizes)  # [views, B, C, h, w]
                 images = _mirrored(images, plan.samples.mirrored[rows]).flatten(0, 1)
                 images = images.contiguous(memory_format=memory_format)
-                labels = torch.from_numpy(plan.samples.labels[rows]).repeat(number_of_views)
+                labels = torch.from_numpy(plan.answers(step, run.rank, run.ranks)).repeat(number_of_views)
             with training.part("encoder forward"), run.autocast(settings.precision):
                 embeddings = embed(images)  # [views x B, D]
             with training.part("loss"):
@@ -137,9 +153,8 @@ def finetune(run: Run, settings: Finetune) -> None:
                     run.warn(alarm)
 
     trained = BottleneckedEncoder(encoder, objective.bottleneck) if objective.bottleneck else encoder
-    seen = _labels_seen(run, settings, shards, targets, chosen)
-    save_model(run.out, _card(start, trained, seen, objective), trained, None, objective.head)
-    run.count(samples=len(chosen), steps=steps, **training.latest)
+    save_model(run.out, _card(start, trained, lesson.seen, objective), trained, None, objective.head)
+    run.count(samples=lesson.images, steps=steps, **training.latest)
 
 
 class Objective(nn.Module):
@@ -182,6 +197,42 @@ def _in_words(samples: Labelled, images: int) -> str:
 
 def _steps(settings: Finetune, steps_per_epoch: int) -> int:
     return min(settings.epochs * steps_per_epoch, settings.max_steps or 2**62)
+
+
+def _lesson_of_labels(run: Run, settings: Finetune, shards: Shards) -> Lesson:
+    targets = targets_of(shards, settings.target)
+    chosen = _labelled_images(run, settings, shards, targets)
+    plan = _plan(run, settings, shards, targets, chosen)
+    in_words = f"{len(chosen):,} labelled images {_in_words(plan.samples, len(chosen))}"
+    return Lesson(plan, len(chosen), in_words, _labels_seen(run, settings, shards, targets, chosen))
+
+
+def _given(run: Run, settings: Finetune, shards: Shards) -> Lesson:
+    """The pairs of a file whose two images are both in the training part; labels are not looked at."""
+    table = read_pairs(settings.pairs_file)
+    pairs = table.among(shards.keys)
+    kept = np.flatnonzero((pairs >= 0).all(axis=1))
+    if len(kept) < len(table):
+        first = int(np.argmax((pairs < 0).any(axis=1)))
+        lacking = f"line {table.lines[first]} names {table.names[first][int(pairs[first, 0] >= 0)]!r}"
+        if not len(kept):
+            raise BadData(
+                f"{run.step}.pairs: none of the {len(table):,} pairs of {table.path} is of two training images: "
+                f"{lacking}, and training images are named like {shards.keys[0]!r}"
+            )
+        run.warn(
+            f"{len(table) - len(kept):,} of {len(table):,} pairs of {table.path} are left out, since an image is not "
+            f"in the training part: {lacking}"
+        )
+    targets = table.targets[kept]
+    plan = plan_given_pairs(run.seed, pairs[kept], targets.astype(np.float32), settings.batch_size)
+    for note in plan.notes:
+        run.say(note)
+    run.check_divides("batch_size", plan.batch_size, largest=2 * len(kept), unit=plan.unit)
+    digest = labels_digest(("\t".join(table.names[row]) for row in kept), map(str, targets.tolist()))
+    images = len(plan.samples)
+    seen = LabelsCard(loss=settings.loss_name, fraction=1.0, subset=0, seed=run.seed, samples=images, digest=digest)
+    return Lesson(plan, images, f"{len(kept):,} given pairs of {images:,} images", seen)
 
 
 def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targets) -> np.ndarray:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import BadData, NotFinite
+from pipeline.errors import BadData, NotFinite, UsageError
 from pipeline.run import Run
 from stages.evaluation import (
     Answers,
@@ -19,6 +19,7 @@ from stages.evaluation import (
     QuerySets,
     Ranking,
     TooFewIdentities,
+    Verification,
     answer_queries,
     auroc,
     bootstrap_interval,
@@ -29,10 +30,14 @@ from stages.evaluation import (
     oscr,
     oscr_points,
     pair_sets,
+    probability_of,
     rank_gallery,
     read_features,
+    score_pairs,
     verify,
 )
+from stages.models import load_card, load_head
+from stages.models.heads import PairHead
 from stages.settings.retrieve import OpenSet, Retrieve
 
 FEW_IDENTITIES = 10
@@ -51,8 +56,9 @@ def retrieve(run: Run, settings: Retrieve) -> None:
     column = None if settings.by is None else FeatureFile(run.input("features")).attribute(settings.by.column)
     sets = _arrange(run, settings, features, column, *settings.splits)
     _check(run, settings, sets)
+    head = None if settings.head is None else _head_of_pairs(run, features)
     opened = None if settings.open_set is None else _opened(run, settings, settings.open_set, features, column, sets)
-    measurements = 1 + settings.verification + (settings.open_set is not None)
+    measurements = 1 + settings.verification + (head is not None) + (settings.open_set is not None)
     with run.progress(measurements, "measurements") as progress:
         ranking = rank_gallery(
             sets.queries.features,
@@ -66,6 +72,9 @@ def retrieve(run: Run, settings: Retrieve) -> None:
         progress.advance()
         if settings.verification:
             metrics["verification"] = _verification(run, sets)
+            progress.advance()
+        if head is not None:
+            metrics["verification_by_head"] = _verification_by_head(run, sets, head)
             progress.advance()
         if settings.open_set is not None and opened is not None:
             metrics["open_set"] = _open_set(run, settings, settings.open_set, *opened)
@@ -202,7 +211,10 @@ def _verification(run: Run, sets: QuerySets) -> dict[str, Any] | None:
     if not genuine.any() or not impostors.any():
         run.warn("no verification: there are no pairs of images of different classes")
         return None
-    found = verify(genuine, impostors)
+    return _errors(verify(genuine, impostors))
+
+
+def _errors(found: Verification) -> dict[str, Any]:
     false_matches, misses, thresholds = zip(*found.roc, strict=True)
     return {
         "genuine_pairs": found.genuine,
@@ -213,6 +225,51 @@ def _verification(run: Run, sets: QuerySets) -> dict[str, Any] | None:
         "error": found.error,
         "roc": {"fmr": false_matches, "fnmr": misses, "threshold": thresholds},
     }
+
+
+def _head_of_pairs(run: Run, features: Features) -> PairHead:
+    """The trained head of the encoder that made the features."""
+    head, made_by = run.inputs("head")[0], run.inputs("features")[0].made_from.get("encoder")
+    if made_by != head.digest:
+        raise UsageError(
+            f"{run.step}.head: {head.name} is not what made the features: take features of the stage embed with "
+            f"encoder: {head.name}"
+        )
+    card = load_card(head.files)
+    found = None if card.head is None else load_head(head.files, card)
+    if not isinstance(found, PairHead):
+        raise UsageError(
+            f"{run.step}.head: {head.name} has no head of pairs; those of pairs_concatenated and pairs_difference have "
+            "one"
+        )
+    assert card.embedding_size == features.features.shape[1]
+    return found
+
+
+@torch.no_grad()
+def _verification_by_head(run: Run, sets: QuerySets, head: PairHead) -> dict[str, Any] | None:
+    """The same errors, of accepting a pair by the probability that the head gives it."""
+    queries, gallery = sets.queries, sets.gallery
+    # The head was trained on embeddings as the encoder gives them, of their own lengths; so are features kept.
+    found = score_pairs(
+        head.parts(queries.features),
+        head.parts(gallery.features),
+        head.score_parts,
+        queries.labels,
+        gallery.labels,
+        sets.same,
+        run.seed,
+    )
+    if not found.genuine.any() or not found.impostors.any():
+        return None
+    errors = _errors(verify(found.genuine, found.impostors))
+    errors["roc"]["threshold"] = [probability_of(one) for one in errors["roc"]["threshold"]]
+    if found.sampled:
+        run.say(
+            f"the head scores a sample of the pairs: {found.genuine.sum():,} of one class and "
+            f"{found.impostors.sum():,} of two"
+        )
+    return errors | {"head": head.kind, "asymmetry": found.asymmetry, "sampled": found.sampled}
 
 
 def _opened(

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from stages.settings import STAGES
 torch.set_num_threads(1)  # byte equality is promised for equal threads; and tests run beside one another
 
 RunStage = Callable[..., Path]
+MADE_FROM: dict[Path, dict[str, str]] = {}
+"""By the files of what a stage runner made: the digests of its inputs."""
 
 
 @pytest.fixture
@@ -40,7 +43,10 @@ def stage_runner(folder: Path) -> RunStage:
         out = work / "files"
         out.mkdir(parents=True)
         groups = {
-            field: [Input(path.parent.name, "", "0" * 64, "0" * 64, path) for path in _listed(paths)]
+            field: [
+                Input(path.parent.name, "", "0" * 64, _digest(path), path, MADE_FROM.get(path, {}))
+                for path in _listed(paths)
+            ]
             for field, paths in (inputs or {}).items()
         }
         named = {
@@ -62,9 +68,15 @@ def stage_runner(folder: Path) -> RunStage:
         )
         module = __import__(STAGES[stage].module, fromlist=[stage])
         getattr(module, stage)(given, typed)
+        MADE_FROM[out] = {field: _digest(path) for field, path in (inputs or {}).items() if isinstance(path, Path)}
         return out
 
     return run
+
+
+def _digest(files: Path) -> str:
+    """Another one for each place: to these tests it is what an artifact is told apart by."""
+    return hashlib.sha256(str(files).encode()).hexdigest()
 
 
 def _listed(paths: Path | list[Path]) -> list[Path]:

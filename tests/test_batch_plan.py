@@ -8,7 +8,16 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from stages.images.batch_plan import Batches, Labelled, Plan, Unplannable, begin_with, label_samples, plan_batches
+from stages.images.batch_plan import (
+    Batches,
+    Labelled,
+    Plan,
+    Unplannable,
+    begin_with,
+    label_samples,
+    plan_batches,
+    plan_given_pairs,
+)
 from stages.images.pairs import Pairs
 from stages.images.samplers import Balanced
 from stages.images.schedule import Shuffled
@@ -125,6 +134,38 @@ def test_balanced_batches_leave_negatives_out() -> None:
     assert plan.batch_size == 30, "more than there are: they are repeated"
     assert sorted(names_in(plan, drawn(plan, 1)[0]).values()) == [7, 7, 8, 8]
     assert plan_batches(3, samples(), replace(ASKED, sampler="balanced")).notes == ()
+
+
+def test_given_pairs_and_their_targets_stay_together() -> None:
+    pairs = np.array([[7, 3], [3, 90], [41, 7], [90, 90], [12, 3]])
+    targets = np.array([0.0, 0.25, 0.5, 0.75, 1.0], dtype=np.float32)
+    plan = plan_given_pairs(3, pairs, targets, 8)
+    assert (plan.batch_size, plan.repeats, plan.unit, plan.notes) == (8, 8, 2, ())
+    assert plan.samples.positions.tolist() == [3, 7, 12, 41, 90]
+    assert plan.samples.labels.tolist() == [-1] * 5
+    assert (plan.samples.names, plan.samples.counts.tolist()) == ((), [])
+    expected = {tuple(sorted(pair)): target for pair, target in zip(pairs.tolist(), targets.tolist(), strict=True)}
+    for step in range(6):
+        images = plan.images().positions(step).reshape(4, 2)
+        whole = plan.answers(step, 0, 1)
+        assert whole.dtype == np.float32
+        assert [expected[tuple(sorted(pair))] for pair in images.tolist()] == whole.tolist()
+        for ranks in (2, 4):
+            rows = [plan.samples.positions[plan.rows(step, rank, ranks)] for rank in range(ranks)]
+            answers = [plan.answers(step, rank, ranks) for rank in range(ranks)]
+            assert np.array_equal(np.concatenate(rows), images.ravel())
+            assert np.array_equal(np.concatenate(answers), whole)
+            assert {len(answer) for answer in answers} == {4 // ranks}
+    few = plan_given_pairs(3, pairs, targets, 20)
+    assert (few.batch_size, few.notes) == (10, ("batches of 10: there are no more than 5 pairs",))
+
+
+def test_of_labels_the_answers_are_labels() -> None:
+    plan = plan_batches(3, samples(), ASKED)
+    for rank in range(2):
+        answers = plan.answers(1, rank, 2)
+        assert answers.dtype == np.int64
+        assert np.array_equal(answers, plan.samples.labels[plan.rows(1, rank, 2)])
 
 
 def test_pairs_stay_on_one_process() -> None:

@@ -17,6 +17,7 @@ from pipeline.progress import Reporter
 from pipeline.ranks import Ranks
 from pipeline.run import Input, Run
 from stages import finetune as finetune_stage
+from stages.images import open_shards
 from stages.settings.finetune import Finetune
 
 LOSSES: list[dict[str, Any]] = [
@@ -24,6 +25,7 @@ LOSSES: list[dict[str, Any]] = [
     {"name": "triplet"},
     {"name": "arcface", "margin_ramp": 0.0},
 ]
+PAIRS = "pairs.csv"
 SETTINGS: dict[str, Any] = {
     "shards": "shards",
     "encoder": "random",
@@ -43,6 +45,7 @@ SETTINGS: dict[str, Any] = {
 
 def finetune(folder: Path, peers: Ranks, shards: Path, changes: dict[str, Any]) -> dict[str, Tensor]:
     """The stage in one process among `peers`: ids and views of each step, metrics, and what it wrote."""
+    changes = changes | ({"pairs": str(shards.parent / changes["pairs"])} if "pairs" in changes else {})
     settings = Finetune.model_validate_json(json.dumps(SETTINGS | changes))
     out = folder / str(peers.rank) / "files"
     out.mkdir(parents=True)
@@ -77,6 +80,10 @@ def finetune(folder: Path, peers: Ranks, shards: Path, changes: dict[str, Any]) 
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"loss": {"name": "pairs_cosine"}, "pairs": PAIRS, "label_fraction": 1.0, "batch_size": 400},
+        "finetune.batch_size: 158 (no more are there) cannot be shared evenly by 2 processes; 156 can",
+    ),
     (
         {"loss": {"name": "pairs_cosine"}, "batch_size": 90},
         "finetune.batch_size: 90 cannot be shared evenly by 2 processes; 88 or 92 can",
@@ -113,6 +120,12 @@ def variants() -> dict[str, dict[str, Any]]:
         "head": {"loss": LOSSES[2], "freeze": "encoder"},
         "part": {"loss": LOSSES[1], "freeze": "layer1"},
         "pairs": {"loss": {"name": "pairs_difference"}, "batch_size": 60},
+        "given pairs": {
+            "loss": {"name": "pairs_concatenated"},
+            "pairs": PAIRS,
+            "batch_size": 60,
+            "label_fraction": 1.0,
+        },
         "supcon": {"loss": {"name": "supcon"}, "projection": {"layers": 2, "hidden": 16, "dimension": 8}},
         "memory": {"loss": drawn},
         "neck": {"loss": both, "neck": "bn", "layer_decay": 0.7, "classes_per_batch": 6} | negatives,
@@ -131,7 +144,12 @@ def all_of(rank: int, folder: Path, shards: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stage_runner(tmp_path_factory.mktemp("made"))("shard", {"source": "sklearn:digits"})
+    """With pairs beside them: graded, and some images in several."""
+    files = stage_runner(tmp_path_factory.mktemp("made"))("shard", {"source": "sklearn:digits"})
+    keys = open_shards(files, "train").keys
+    rows = [f"{keys[7 * row % 90]},{keys[11 * row % 90]},{row % 11 / 10}" for row in range(1, 80)]
+    (files.parent / PAIRS).write_text("\n".join(["a,b,target", *rows]))
+    return files
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from loss_references import REFERENCES
+from loss_references import REFERENCES, pair_scores
 from processes import run_in_processes
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from stages.losses.margin_softmax import ArcFace, add_angle, multiply_angle
 from stages.losses.mining import mine_triplets
 from stages.losses.pairwise import Pairs
 from stages.losses.registry import LOSSES, build_loss
+from stages.losses.siamese import pair_targets
 from stages.losses.triplet import Triplet
 from stages.settings.finetune import Finetune
 from stages.settings.losses import LOSSES as CHOICES
@@ -192,6 +193,46 @@ def test_logistic_losses_begin_with_the_frequencies_of_the_classes(name: str) ->
     assert loss_of.trained_head is not None
     probabilities = loss_of.trained_head(torch.zeros(1, DIMENSION)).sigmoid()[0]
     torch.testing.assert_close(probabilities, torch.tensor([0.4, 0.3, 0.2, 0.09]))
+
+
+# Pairs
+
+
+@pytest.mark.parametrize("name", ["pairs_concatenated", "pairs_difference", "pairs_cosine"])
+def test_graded_targets_of_pairs_are_those_of_the_formula(name: str) -> None:
+    loss_of = make_loss({"name": name})
+    rows, wanted_rows = make_rows().requires_grad_(), make_rows().requires_grad_()
+    parameters = {key: value.detach().clone().requires_grad_() for key, value in loss_of.named_parameters()}
+    targets = torch.rand(ROWS // 2, generator=torch.Generator().manual_seed(5))  # float32, as a plan gives them
+    targets[0], targets[1] = 0, 1
+    loss, figures = loss_of(rows, targets, 1.0)
+    loss.backward()
+    losses, right = [], 0
+    if name == "pairs_cosine":
+        for left, other, target in zip(wanted_rows[0::2], wanted_rows[1::2], targets.tolist(), strict=True):
+            cosine = left @ other / (left.norm() * other.norm())
+            losses.append((cosine - target) ** 2)
+            right += (cosine.item() > 0.5) == (target > 0.5)
+    else:
+        for score, target in zip(pair_scores(name, wanted_rows, parameters), targets.tolist(), strict=True):
+            probability = 1 / (1 + (-score).exp())
+            losses.append(-target * probability.log() - (1 - target) * (1 - probability).log())
+            right += (probability.item() > 0.5) == (target > 0.5)
+    torch.stack(losses).mean().backward()
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-10)
+    torch.testing.assert_close(rows.grad, wanted_rows.grad, rtol=1e-9, atol=1e-11)
+    for key, parameter in loss_of.named_parameters():
+        torch.testing.assert_close(parameter.grad, parameters[key].grad, rtol=1e-9, atol=1e-11)
+    assert figures["pair_accuracy"].item() == pytest.approx(right / len(targets))
+    assert {*figures} == {"pair_accuracy"} | ({"asymmetry"} if name != "pairs_cosine" else set())
+
+
+@pytest.mark.parametrize("name", ["pairs_concatenated", "pairs_difference", "pairs_cosine"])
+def test_targets_of_0_and_1_are_labels_said_otherwise(name: str) -> None:
+    loss_of = make_loss({"name": name})
+    by_labels, _ = loss_of(make_rows(), LABELS, 1.0)
+    by_targets, _ = loss_of(make_rows(), pair_targets(LABELS).float(), 1.0)
+    assert torch.equal(by_labels, by_targets)
 
 
 # Triplet

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.images.order import MAX_LENGTH
-from stages.images.pairs import Pairs, PairSet
+from stages.images.pairs import GivenPairs, Pairs, PairSet
 
 LABELS = np.random.default_rng(0).permutation(np.repeat([-1, 0, 2, 3, 7], [4, 1, 2, 9, 14]))
 
@@ -184,3 +184,58 @@ def test_a_kind_that_is_not_asked_for_need_not_be_there() -> None:
 def test_the_batches_stay_what_they_were() -> None:
     """Changed ones would silently change every training run."""
     assert Pairs(0, LABELS, 3, 0.5).positions(17).tolist() == [12, 13, 3, 27, 23, 20]
+
+
+# Pairs that are given
+
+
+GIVEN = np.random.default_rng(1).integers(0, 50, (23, 2))
+TARGETS = np.random.default_rng(2).random(23, dtype=np.float32)
+
+
+def numbers_of(drawn: np.ndarray, targets: np.ndarray) -> list[int]:
+    """Which of the given pairs these are, by their targets: of each, that its images are those of the pair."""
+    numbers = [int(np.flatnonzero(target == TARGETS)[0]) for target in targets]
+    assert [sorted(pair) for pair in drawn.tolist()] == [sorted(GIVEN[number].tolist()) for number in numbers]
+    return numbers
+
+
+def test_every_given_pair_comes_at_most_once_an_epoch_with_its_target() -> None:
+    pairs = GivenPairs(0, GIVEN, TARGETS, 5)
+    assert pairs.steps_per_epoch == 4
+    epochs = []
+    for epoch in range(60):
+        steps = range(4 * epoch, 4 * epoch + 4)
+        drawn = np.concatenate([pairs.positions(step).reshape(5, 2) for step in steps])
+        epochs.append(numbers_of(drawn, np.concatenate([pairs.targets(step) for step in steps])))
+    assert all(len(set(epoch)) == 20 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 60, "an order of its own for each"
+    assert set.intersection(*map(set, epochs)) == set(), "what is left over is another part each time"
+    whole = GivenPairs(0, GIVEN, TARGETS, 23)
+    assert whole.steps_per_epoch == 1
+    assert sorted(numbers_of(whole.positions(7).reshape(23, 2), whole.targets(7))) == [*range(23)]
+
+
+def test_which_of_a_given_pair_comes_first_is_drawn() -> None:
+    pairs = np.stack([np.arange(400), 400 + np.arange(400)], axis=1)
+    given = GivenPairs(5, pairs, np.zeros(400, dtype=np.float32), 40)
+    firsts = []
+    for epoch in range(50):
+        drawn = np.concatenate([given.positions(10 * epoch + step).reshape(40, 2) for step in range(10)])
+        assert sorted((drawn % 400)[:, 0].tolist()) == [*range(400)]
+        as_given = np.zeros(400, dtype=bool)
+        as_given[drawn[:, 0] % 400] = drawn[:, 0] < 400
+        firsts.append(as_given)
+    found = np.array(firsts)
+    deviation = math.sqrt(0.25 / 400)
+    assert np.abs(found.mean(axis=1) - 0.5).max() < 4.5 * deviation, "in each epoch"
+    assert np.abs(found.mean(axis=0) - 0.5).max() < 4.5 * math.sqrt(0.25 / 50), "and of each pair over epochs"
+    assert np.array_equal(pairs, np.stack([np.arange(400), 400 + np.arange(400)], axis=1)), "what was given stays"
+
+
+def test_a_step_of_given_pairs_is_the_same_whatever_was_asked_before() -> None:
+    one, other = GivenPairs(3, GIVEN, TARGETS, 4), GivenPairs(3, GIVEN, TARGETS, 4)
+    forwards = [(one.positions(step).tolist(), one.targets(step).tolist()) for step in range(30)]
+    backwards = [(other.positions(step).tolist(), other.targets(step).tolist()) for step in reversed(range(30))]
+    assert forwards == backwards[::-1]
+    assert GivenPairs(4, GIVEN, TARGETS, 4).positions(0).tolist() != forwards[0][0]

@@ -29,6 +29,7 @@ from stages.evaluation.open_set import (
     oscr,
     oscr_points,
 )
+from stages.evaluation.pair_scores import ScoredPairs, probability_of, score_pairs
 from stages.evaluation.penalty import Choice, Solver, spaced_penalties
 from stages.evaluation.query_sets import QuerySets, TooFewIdentities, pair_sets
 from stages.evaluation.representation import alignment, rankme, uniformity
@@ -54,6 +55,7 @@ __all__ = [
     "ProbeLabels",
     "QuerySets",
     "Ranking",
+    "ScoredPairs",
     "Solver",
     "TooFewIdentities",
     "Verification",
@@ -85,10 +87,12 @@ __all__ = [
     "oscr_points",
     "pair_sets",
     "principal_axes",
+    "probability_of",
     "rank_gallery",
     "rankme",
     "read_features",
     "score",
+    "score_pairs",
     "spaced_penalties",
     "stratified_folds",
     "subset_size",

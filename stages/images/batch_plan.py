@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from stages.images.pairs import Pairs
+from stages.images.pairs import GivenPairs, Pairs
 from stages.images.samplers import Balanced, Hierarchical, Then, WithMore
 from stages.images.schedule import Among, ClassBalanced, Schedule, Shuffled
 
@@ -127,6 +127,14 @@ class Plan:
         share = self.batch_size // ranks
         return self.schedule.positions(step)[rank * share : (rank + 1) * share]
 
+    def answers(self, step: int, rank: int, ranks: int) -> np.ndarray:
+        """What the loss is told of these rows: their labels, int64 [rows]; of given pairs the targets, float32
+        [rows / 2]."""
+        if not isinstance(self.schedule, GivenPairs):
+            return self.samples.labels[self.rows(step, rank, ranks)]
+        share = self.batch_size // 2 // ranks
+        return self.schedule.targets(step)[rank * share : (rank + 1) * share]
+
     def images(self) -> Schedule:
         """The same in positions of images in the split."""
         return Among(self.samples.positions, self.schedule)
@@ -153,6 +161,22 @@ def plan_batches(seed: int, samples: Labelled, asked: Batches) -> Plan:
     if batch_size < asked.batch_size:
         notes.append(f"batches of {batch_size}: there are no more than {len(samples)} labelled images")
     return Plan(samples, Shuffled(seed, len(samples), batch_size), batch_size, 1, 1, tuple(notes))
+
+
+def plan_given_pairs(seed: int, pairs: np.ndarray, targets: np.ndarray, batch_size: int) -> Plan:
+    """Batches of pairs that are given; their images are of no class.
+
+    Args:
+        pairs: int64 [P, 2], positions of images in the split.
+        targets: float32 [P], 0 to 1.
+        batch_size: images, two for each pair.
+    """
+    images, places = np.unique(pairs, return_inverse=True)
+    nobodys = Labelled(images, np.full(len(images), -1), (), np.zeros(len(images), dtype=bool))
+    count = min(batch_size // 2, len(pairs))
+    notes = () if 2 * count == batch_size else (f"batches of {2 * count}: there are no more than {count} pairs",)
+    schedule = GivenPairs(seed, places.reshape(pairs.shape), targets, count)
+    return Plan(nobodys, schedule, 2 * count, 2 * count, 2, notes)
 
 
 def begin_with(seed: int, plan: Plan, asked: Batches, least: int, steps: int) -> Plan:

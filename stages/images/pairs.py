@@ -1,8 +1,9 @@
-"""All pairs of images: counted exactly, drawn without repetition, never listed."""
+"""All pairs of images: counted exactly, drawn without repetition, never listed. And pairs that are given."""
 
 import numpy as np
 
 from stages.images.order import hashed, order
+from stages.images.schedule import Shuffled
 
 
 class PairSet:
@@ -126,3 +127,33 @@ class Pairs:
             mine = turns == turn
             numbers[mine] = order(self._seed, 2 * int(turn) + kind, there)[inside[mine]]
         return numbers
+
+
+class GivenPairs:
+    """Batches of pairs that are given, the two of a pair side by side: every pair at most once an epoch, in an order of
+    its own for each, as `Shuffled`; which of the two comes first is drawn for each pair and epoch.
+
+    Args:
+        pairs: int64 [P, 2], positions.
+        targets: float32 [P], how alike the two are, 0 to 1.
+        pairs_per_batch: 1 to P.
+    """
+
+    def __init__(self, seed: int, pairs: np.ndarray, targets: np.ndarray, pairs_per_batch: int):
+        self._seed, self._pairs, self._targets = seed, pairs, targets
+        self._numbers = Shuffled(seed, len(pairs), pairs_per_batch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._numbers.steps_per_epoch
+
+    def positions(self, step: int) -> np.ndarray:
+        numbers = self._numbers.positions(step)
+        chosen = self._pairs[numbers]
+        swapped = hashed(self._seed, step // self.steps_per_epoch, numbers) % 2 == 1
+        chosen[swapped] = chosen[swapped, ::-1]
+        return chosen.ravel()
+
+    def targets(self, step: int) -> np.ndarray:
+        """Of the pairs of a step: float32 [pairs_per_batch]."""
+        return self._targets[self._numbers.positions(step)]

@@ -70,6 +70,17 @@ class PairHead(Head):
         """That both are of one class, [N]: the mean over both orders, so that it does not matter which comes first."""
         return (self(left, right).sigmoid() + self(right, left).sigmoid()) / 2
 
+    @abstractmethod
+    def parts(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """What each embedding adds to scores as the first of a pair, and as the second: [N, D] -> [N, H] twice.
+
+        Of many pairs of few embeddings, this is done once for each embedding and only `score_parts` for each pair.
+        """
+
+    @abstractmethod
+    def score_parts(self, first: Tensor, second: Tensor) -> Tensor:
+        """[P, H], [P, H] -> the score of each pair, [P]: of `parts` that of `forward`, but for rounding."""
+
 
 class Concatenated(PairHead):
     """Two embeddings side by side, a hidden layer, a score; which one comes first matters."""
@@ -85,6 +96,15 @@ class Concatenated(PairHead):
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self.layers(torch.cat([left, right], dim=1))[:, 0]
 
+    def parts(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, *_ = self.layers
+        assert isinstance(hidden, nn.Linear)
+        left, right = hidden.weight.chunk(2, dim=1)
+        return F.linear(embeddings, left, hidden.bias), F.linear(embeddings, right)
+
+    def score_parts(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.layers[1:](first + second)[:, 0]
+
 
 class Difference(PairHead):
     """A weight for each dimension of |a - b|, and a bias."""
@@ -97,6 +117,12 @@ class Difference(PairHead):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self.linear((left - right).abs())[:, 0]
+
+    def parts(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        return embeddings, embeddings
+
+    def score_parts(self, first: Tensor, second: Tensor) -> Tensor:
+        return self(first, second)
 
 
 def build_head(

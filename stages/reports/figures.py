@@ -159,12 +159,16 @@ def _cmc_figure(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -
 def _error_figure(retrievals: Sequence[dict[str, Any]], palette: dict[str, int]) -> Figure:
     series = []
     for one in retrievals:
-        roc = one["metrics"]["verification"]["roc"]
-        points = [(x, y) for x, y in zip(roc["fmr"], roc["fnmr"], strict=True) if x > 0]  # the axis is logarithmic
-        series.append(Series([x for x, _ in points], [y for _, y in points], palette[one["label"]]))
+        for found in (one["metrics"]["verification"], one["metrics"].get("verification_by_head")):
+            if not found:
+                continue
+            roc, dashed = found["roc"], "head" in found
+            points = [(x, y) for x, y in zip(roc["fmr"], roc["fnmr"], strict=True) if x > 0]  # the axis is logarithmic
+            series.append(Series([x for x, _ in points], [y for _, y in points], palette[one["label"]], dashed=dashed))
     description = "False non-match rate against false match rate, over all pairs of a query and a gallery image"
     svg = draw(Plot("verification", description, series, "false match rate (FMR)", x_logarithmic=True, percent=True))
     note = "False non-match rate (FNMR) against FMR: further down and left is better."
+    note += " Dashed: by a head of pairs." if any(one.dashed for one in series) else ""
     return Figure("Verification (ROC)", note, svg, _legend(retrievals, palette))
 
 

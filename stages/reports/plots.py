@@ -65,6 +65,7 @@ class Series:
         spread: half the length of the error bar at each point.
         highlighted: positions of the points that get a large marker.
         points: whether every point has a marker.
+        dashed: where a second line has the colour of a first.
     """
 
     x: Sequence[float]
@@ -73,6 +74,7 @@ class Series:
     spread: Sequence[float | None] | None = None
     highlighted: Sequence[int] = ()
     points: bool = False
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def marker_number(colour: int) -> int:
 def _line(axes: Axes, series: Series) -> None:
     colour, marker = SERIES[series.colour % len(SERIES)], MARKERS[marker_number(series.colour)]
     shown = marker if series.points or len(series.x) == 1 else "none"
-    axes.plot(series.x, series.y, color=colour, marker=shown, zorder=3)
+    axes.plot(series.x, series.y, color=colour, marker=shown, linestyle="--" if series.dashed else "-", zorder=3)
     if series.spread is not None:
         bars = [(x, y, size) for x, y, size in zip(series.x, series.y, series.spread, strict=True) if size is not None]
         for x, y, size in bars:

@@ -50,13 +50,19 @@ def verification_table(retrievals: Sequence[Retrieval]) -> dict[str, Any] | None
 
     Returns:
         {"rates": false match rates as text, "rows": [{"label", "eer", "auc", "fnmr": one for each rate or None,
-        "genuine_pairs", "impostor_pairs"}]}
+        "genuine_pairs", "impostor_pairs", and where a head of pairs scored them "head", "asymmetry", "sampled"}]}
     """
-    there = [(one, found) for one in retrievals if (found := one.metrics.get("verification"))]
+    there = [
+        (one, found)
+        for one in retrievals
+        for found in (one.metrics.get("verification"), one.metrics.get("verification_by_head"))
+        if found
+    ]
     rates = sorted({rate for _, found in there for rate in found["fnmr"]}, key=float, reverse=True)
+    keys = ("eer", "auc", "genuine_pairs", "impostor_pairs", "head", "asymmetry", "sampled")
     rows = [
         {"label": one.name.label, "fnmr": [found["fnmr"].get(rate) for rate in rates]}
-        | {key: found[key] for key in ("eer", "auc", "genuine_pairs", "impostor_pairs")}
+        | {key: found[key] for key in keys if key in found}
         for one, found in there
     ]
     return {"rates": rates, "rows": rows} if rows else None

@@ -1,15 +1,19 @@
 """Settings of the stage `finetune`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
+from pipeline.settings import LIBRARIES_BYTES, Estimate, ForeignInput, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
 from stages.settings.losses import CrossEntropy, LossChoice, LossSettings, Sampler
 from stages.settings.pretrain import Projector
 from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
+
+OF_LABELS = ("target", "label_fraction", "negative_only", "flip_is_new_class")
+"""Settings that given pairs have no use for."""
 
 
 class FinetuneOptimiser(Optimiser):
@@ -76,6 +80,13 @@ class Finetune(StageSettings):
     hierarchy: str | None = setting(None, "of hierarchical: the attribute that says the class above")
     parents_per_batch: int = setting(2, "of hierarchical: classes above in a global batch", ge=1)
     positive_share: float = setting(0.5, "of pairs: share of a batch that is of one class each", ge=0, le=1)
+    pairs: str | None = setting(
+        None,
+        "of losses of pairs: a CSV file of the pairs to learn from, in place of labels: columns a, b (images, by their "
+        "paths relative to the source) and target (0 to 1: how alike the two are)",
+        hashed=False,  # counts by content: see foreign_inputs
+        min_length=1,
+    )
     negative_only: tuple[str, ...] = setting(
         (),
         "classes that are nobody's positive: their images are told from all others, and have no class of their own (by "
@@ -107,7 +118,7 @@ class Finetune(StageSettings):
     layer_decay: float = setting(
         1.0, "each part of the encoder is trained at so many times the rate of the part that follows it", gt=0, le=1
     )
-    epochs: int = setting(50, "passes over the labelled images that are used", ge=1)
+    epochs: int = setting(50, "passes over the labelled images that are used, or over given pairs", ge=1)
     max_steps: int | None = setting(None, "stop after this many steps, if that is less than the epochs", ge=1)
     batch_size: int = setting(
         128, "images in a global batch, at most all there are (of pairs two for each); of p_by_k P x K instead", ge=2
@@ -180,6 +191,18 @@ class Finetune(StageSettings):
             raise ValueError(f"{asked[0]}: {self.loss_name} has no use for images without a class")
         if self.curriculum is not None and self.sampler_used == "pairs":
             raise ValueError("curriculum: is for classes, not for pairs")
+        if self.pairs is not None:
+            self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        if self.sampler_used != "pairs":
+            raise ValueError(
+                f"pairs: {self.loss_name} does not learn from given pairs; pairs_cosine, pairs_difference and "
+                "pairs_concatenated do"
+            )
+        for name in OF_LABELS:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: is for labels, and given pairs are learned from without; leave it out")
 
     @property
     def losses(self) -> tuple[LossSettings, ...]:
@@ -217,13 +240,22 @@ class Finetune(StageSettings):
             idle |= {"sampler"}
         if self.sampler_used != "hierarchical":
             idle |= {"parents_per_batch"}
-        if self.sampler_used != "pairs":
+        if self.sampler_used != "pairs" or self.pairs is not None:
             idle |= {"positive_share"}
         if self.encoder != "random":
             idle |= {"architecture", "image_size"}
         elif self.views is not None:
             idle |= {"image_size"}
         return idle | ({"label_subset"} if self.label_fraction == 1 else set())
+
+    def foreign_inputs(self) -> dict[str, ForeignInput]:
+        return {} if self.pairs is None else {"pairs": ForeignInput("pairs", (self.pairs_file,))}
+
+    @property
+    def pairs_file(self) -> Path:
+        """The file of given pairs."""
+        assert self.pairs is not None
+        return Path(self.pairs).expanduser()
 
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         pixels = inputs["views"].sample_bytes / 12 if "views" in inputs else self.image_size**2

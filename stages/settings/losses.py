@@ -147,7 +147,7 @@ class PairsDifference(_Pairs):
 
 
 class PairsCosine(_Pairs):
-    """Siamese encoder, the cosine of the two regressed on the target, 0 or 1."""
+    """Siamese encoder, the cosine of the two regressed on the target: 0, 1, or graded."""
 
     has_head = False
     paper = "Reimers and Gurevych 2019"

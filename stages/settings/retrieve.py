@@ -52,6 +52,12 @@ class Retrieve(StageSettings):
     neighbours: int = setting(10, "nearest images of each query that neighbours.parquet keeps", ge=1)
     bootstrap_samples: int = setting(1000, "resamplings of identities for a 95% interval", ge=100)
     verification: bool = setting(True, "errors of a threshold on similarity, over all pairs of images")
+    head: str | None = artifact(
+        "finetune",
+        default=None,
+        description="the fine-tuning that made the features' encoder: its head of pairs (of pairs_concatenated or "
+        "pairs_difference) scores pairs for verification too, beside the cosine",
+    )
     open_set: OpenSet | None = setting(None, "also with queries whose right answer is `new`")
 
     @property
@@ -61,6 +67,8 @@ class Retrieve(StageSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "Retrieve":
+        if self.head is not None and not self.verification:
+            raise ValueError("head: scores pairs in verification, which is false")
         if self.open_set is not None:
             queries, gallery = self.splits
             if queries != gallery:
