@@ -14,6 +14,7 @@ from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
 from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches
 from stages.images.loader import BatchLoader
+from stages.images.pseudo_labels import Learned, PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from stages.images.targets import Targets, targets_of
 from stages.losses import Task
 from stages.losses.combined import Combined, Part
@@ -27,6 +28,7 @@ from stages.models import (
     LabelsCard,
     ModelCard,
     Optimisation,
+    PseudoLabelsCard,
     architecture_at,
     build_bottleneck,
     build_encoder,
@@ -76,6 +78,13 @@ def finetune(run: Run, settings: Finetune) -> None:
     shards = open_shards(run.input("shards"), "train")
     targets = targets_of(shards, settings.target)
     chosen = _labelled_images(run, settings, shards, targets)
+    seen: tuple[LabelsCard, ...] = (_labels_seen(run, settings, shards, targets, chosen),)
+    words = f"{len(chosen):,} labelled images"
+    if run.is_artifact("pseudo_labels"):
+        given = read_pseudo_labels(run.input("pseudo_labels"))
+        learned = add_pseudo_labels(shards, targets, chosen, given)
+        shards, targets, chosen = learned.shards, learned.targets, learned.positions
+        seen, words = _with_pseudo_labels(run, learned, given, seen[0])
     plan = _plan(run, settings, shards, targets, chosen)
     start = _start(run, settings, shards)
     encoder, memory_format = start.encoder, choose_memory_format(start.encoder, settings.channels_last)
@@ -100,7 +109,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     )
     state = {"encoder": encoder, "loss": objective, "optimiser": optimisation.optimiser}
     run.say(
-        f"{settings.loss_name} on {len(chosen):,} labelled images {_in_words(plan.samples, len(chosen))}; "
+        f"{settings.loss_name} on {words} {_in_words(plan.samples, len(chosen))}; "
         f"{start.architecture.backbone}, {count_parameters(encoder):,} parameters, {steps:,} steps of "
         f"{plan.batch_size}, learning rate {optimisation.rate:.4g} on {run.device}"
     )
@@ -137,7 +146,6 @@ def finetune(run: Run, settings: Finetune) -> None:
                     run.warn(alarm)
 
     trained = BottleneckedEncoder(encoder, objective.bottleneck) if objective.bottleneck else encoder
-    seen = _labels_seen(run, settings, shards, targets, chosen)
     save_model(run.out, _card(start, trained, seen, objective), trained, None, objective.head)
     run.count(samples=len(chosen), steps=steps, **training.latest)
 
@@ -196,7 +204,8 @@ def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targ
     if not len(labelled):
         raise BadData(f"{run.step}: no training image has a {what}; fine-tuning needs them (a folder for each class)")
     if len(labelled) < len(shards):
-        run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no {what} and are left out")
+        left = "are left out" if settings.pseudo_labels is None else "have a pseudo-label or are left out"
+        run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no {what} and {left}")
     labels = targets.labels[labelled]
     if len(np.unique(labels)) < 2:
         only = targets.classes[labels[0]]
@@ -348,14 +357,37 @@ def _labels_seen(run: Run, settings: Finetune, shards: Shards, targets: Targets,
     )
 
 
-def _card(start: Start, trained: Encoder, seen: LabelsCard, objective: Objective) -> ModelCard:
+def _with_pseudo_labels(
+    run: Run, learned: Learned, given: PseudoLabels, own: LabelsCard
+) -> tuple[tuple[LabelsCard, ...], str]:
+    """What is seen with pseudo-labels: entries for the labels behind them, then the training's own; and in words."""
+    words = f"{own.samples:,} labelled images and {len(given):,} pseudo-labelled ones"
+    if not len(given):
+        run.warn("pseudo_labels: there are none; labels alone are learned")
+        return (own,), words
+    if given.test_images:
+        words += f" ({given.test_images:,} of them test images: transductive)"
+    rows = learned.positions[learned.pseudo]
+    digest = labels_digest((learned.shards.keys[row] for row in rows), learned.targets.names(rows))
+    pseudo = PseudoLabelsCard(train=len(given) - given.test_images, test=given.test_images, digest=digest)
+    behind = [LabelsCard.model_validate(one) for one in given.labels_seen]
+    return (*(one for one in behind if one.pseudo or one.digest != own.digest),
+            own.model_copy(update={"pseudo": pseudo})), words  # fmt: skip
+
+
+def _card(start: Start, trained: Encoder, seen: tuple[LabelsCard, ...], objective: Objective) -> ModelCard:
     head, head_card = objective.head, None
     if head is not None:
         names = objective.names if head.classes else None
         head_card = HeadCard(
-            kind=head.kind, classes=head.classes, centres=head.centres, scale=head.scale, names=names, learned_from=seen
+            kind=head.kind,
+            classes=head.classes,
+            centres=head.centres,
+            scale=head.scale,
+            names=names,
+            learned_from=seen[-1],
         )
     # Labels that trained a head alone left no trace in the encoder.
     is_trained = trained is not start.encoder or any(one.requires_grad for one in start.encoder.parameters())
-    labels_seen = (*start.labels_seen, seen) if is_trained else start.labels_seen
+    labels_seen = (*start.labels_seen, *seen) if is_trained else start.labels_seen
     return make_card("finetune", trained, start.architecture, start.policy, labels_seen, head=head_card)

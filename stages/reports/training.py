@@ -96,7 +96,7 @@ def fine_tuning(lineage: Lineage) -> dict[str, Any]:
 
     Returns:
         {"columns": [{"key", "title", "share"}], "rows": [{"step", "digest", "seed", "name", "labels", "fraction",
-        "subset", "trained", "steps", "last": {key: value}}]}
+        "subset", "trained", "steps", "last": {key: value}, and "pseudo": {"train", "test"} where there are any}]}
     """
     rows = [_fine_tuned(lineage, artifact) for artifact in lineage.of_stage("finetune")]
     found = dict.fromkeys(key for row in rows for key in row["last"])
@@ -126,4 +126,4 @@ def _fine_tuned(lineage: Lineage, artifact: Artifact) -> dict[str, Any]:
         "trained": {"none": "all weights", "encoder": "the head alone"}.get(freeze, f"what follows {freeze}"),
         "steps": max((line["step"] for line in lines), default=0),
         "last": {key: float(f"{value:.6g}") for key, value in last.items()},
-    }
+    } | ({"pseudo": {key: seen["pseudo"][key] for key in ("train", "test")}} if "pseudo" in seen else {})
