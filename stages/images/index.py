@@ -136,7 +136,7 @@ def read_index(folder: Path, split: str | Sequence[str], columns: Sequence[str] 
             folder / INDEX_FILE,
             columns=columns,
             filters=[("split", "=", split) if isinstance(split, str) else ("split", "in", [*split])],
-            schema=pa.schema([*fields, *([] if columns is None else [SCHEMA.field("split")])]),
+            schema=pa.schema([*fields, *([] if columns is None or "split" in columns else [SCHEMA.field("split")])]),
             read_dictionary=repeated,
         )
     except (OSError, pa.ArrowInvalid) as error:

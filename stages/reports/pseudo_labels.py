@@ -39,6 +39,6 @@ def pseudo_label_caveat(encoders: Sequence[tuple[Named, dict[str, Any]]]) -> str
     if not found:
         return None
     return (
-        f"Trained on test images with pseudo-labels: yes, transductive: {', '.join(found)}. What is scored on test is "
+        f"Trained on test images with pseudo-labels: yes, transductive: {'; '.join(found)}. What is scored on test is "
         "not of images that the training never saw."
     )
