@@ -47,7 +47,7 @@ class Probe:
 
     @property
     def labels_seen(self) -> list[dict[str, Any]]:
-        return self.metrics["encoder"]["labels_seen"]
+        return self.metrics.get("encoder", {}).get("labels_seen", [])
 
     @property
     def saw_test_images(self) -> bool:

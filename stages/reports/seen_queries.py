@@ -1,6 +1,6 @@
 """What the trainings behind a retrieval saw of its queries: their images, or images of their classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
         encoder = lineage.input(encoder, "encoder")
 
 
-def _learned(shards: Artifact, pseudo: Artifact | None, columns: Sequence[str]) -> pa.Table:
+def _learned(shards: Artifact, pseudo: Artifact | None, columns: list[str]) -> pa.Table:
     """Rows of the index that a training learned from: train, and test images with a pseudo-label."""
     train = read_index(shards.files, "train", columns)
     if pseudo is None:
@@ -72,7 +72,7 @@ def _count(
     if other.digest == shards.digest:
         train = _learned(other, pseudo, ["id", "labels"])
         return int(np.isin(ids, train["id"].to_numpy()).sum()), int(np.isin(asked, _labels(train)).sum())
-    train = _learned(other, pseudo, COLUMNS)
+    train = _learned(other, pseudo, [*COLUMNS])
     summary = read_summary(shards.files)
     tables = [read_index(shards.files, split, [*COLUMNS]) for split in summary["splits"]]
     known = pa.concat_tables([table.select([*COLUMNS]) for table in tables])
