@@ -28,6 +28,8 @@ FIGURES = {
     "AUROC of new": ("open_set", "auroc"),
     "linear": ("linear", "top1"),
     "20-NN": ("knn", "20", "top1"),
+    "linear, 5% of labels": ("label_curve", "5pct", "top1"),
+    "20-NN, 5% of labels": ("label_curve", "5pct", "knn", "20", "top1"),
 }
 
 

@@ -14,6 +14,7 @@ from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
 from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches, plan_given_pairs
 from stages.images.loader import BatchLoader
+from stages.images.pseudo_labels import Learned, PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from stages.images.targets import Targets, targets_of
 from stages.losses import Task
 from stages.losses.combined import Combined, Part
@@ -27,6 +28,7 @@ from stages.models import (
     LabelsCard,
     ModelCard,
     Optimisation,
+    PseudoLabelsCard,
     architecture_at,
     build_bottleneck,
     build_encoder,
@@ -69,15 +71,17 @@ class Lesson:
     """What is learned from.
 
     Attributes:
+        shards: where the plan's images are.
         images: how many there are.
         in_words: what it is.
         seen: what the encoder will have seen.
     """
 
+    shards: Shards
     plan: Plan
     images: int
     in_words: str
-    seen: LabelsCard
+    seen: tuple[LabelsCard, ...]
 
 
 def check_settings(settings: Finetune) -> None:
@@ -92,7 +96,7 @@ def finetune(run: Run, settings: Finetune) -> None:
     """Write encoder.safetensors, model.json, metrics.jsonl and, where there are any, head, neck and bottleneck."""
     shards = open_shards(run.input("shards"), "train")
     lesson = _lesson_of_labels(run, settings, shards) if settings.pairs is None else _given(run, settings, shards)
-    plan = lesson.plan
+    shards, plan = lesson.shards, lesson.plan
     start = _start(run, settings, shards)
     encoder, memory_format = start.encoder, choose_memory_format(start.encoder, settings.channels_last)
     objective = Objective(settings, encoder, plan.samples)
@@ -202,9 +206,15 @@ def _steps(settings: Finetune, steps_per_epoch: int) -> int:
 def _lesson_of_labels(run: Run, settings: Finetune, shards: Shards) -> Lesson:
     targets = targets_of(shards, settings.target)
     chosen = _labelled_images(run, settings, shards, targets)
+    seen: tuple[LabelsCard, ...] = (_labels_seen(run, settings, shards, targets, chosen),)
+    words = f"{len(chosen):,} labelled images"
+    if run.is_artifact("pseudo_labels"):
+        given = read_pseudo_labels(run.input("pseudo_labels"))
+        learned = add_pseudo_labels(shards, targets, chosen, given)
+        shards, targets, chosen = learned.shards, learned.targets, learned.positions
+        seen, words = _with_pseudo_labels(run, learned, given, seen[0])
     plan = _plan(run, settings, shards, targets, chosen)
-    in_words = f"{len(chosen):,} labelled images {_in_words(plan.samples, len(chosen))}"
-    return Lesson(plan, len(chosen), in_words, _labels_seen(run, settings, shards, targets, chosen))
+    return Lesson(shards, plan, len(chosen), f"{words} {_in_words(plan.samples, len(chosen))}", seen)
 
 
 def _given(run: Run, settings: Finetune, shards: Shards) -> Lesson:
@@ -232,7 +242,7 @@ def _given(run: Run, settings: Finetune, shards: Shards) -> Lesson:
     digest = labels_digest(("\t".join(table.names[row]) for row in kept), map(str, targets.tolist()))
     images = len(plan.samples)
     seen = LabelsCard(loss=settings.loss_name, fraction=1.0, subset=0, seed=run.seed, samples=images, digest=digest)
-    return Lesson(plan, images, f"{len(kept):,} given pairs of {images:,} images", seen)
+    return Lesson(shards, plan, images, f"{len(kept):,} given pairs of {images:,} images", (seen,))
 
 
 def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targets) -> np.ndarray:
@@ -247,7 +257,8 @@ def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targ
     if not len(labelled):
         raise BadData(f"{run.step}: no training image has a {what}; fine-tuning needs them (a folder for each class)")
     if len(labelled) < len(shards):
-        run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no {what} and are left out")
+        left = "are left out" if settings.pseudo_labels is None else "have a pseudo-label or are left out"
+        run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no {what} and {left}")
     labels = targets.labels[labelled]
     if len(np.unique(labels)) < 2:
         only = targets.classes[labels[0]]
@@ -399,14 +410,37 @@ def _labels_seen(run: Run, settings: Finetune, shards: Shards, targets: Targets,
     )
 
 
-def _card(start: Start, trained: Encoder, seen: LabelsCard, objective: Objective) -> ModelCard:
+def _with_pseudo_labels(
+    run: Run, learned: Learned, given: PseudoLabels, own: LabelsCard
+) -> tuple[tuple[LabelsCard, ...], str]:
+    """What is seen with pseudo-labels: entries for the labels behind them, then the training's own; and in words."""
+    words = f"{own.samples:,} labelled images and {len(given):,} pseudo-labelled ones"
+    if not len(given):
+        run.warn("pseudo_labels: there are none; labels alone are learned")
+        return (own,), words
+    if given.test_images:
+        words += f" ({given.test_images:,} of them test images: transductive)"
+    rows = learned.positions[learned.pseudo]
+    digest = labels_digest((learned.shards.keys[row] for row in rows), learned.targets.names(rows))
+    pseudo = PseudoLabelsCard(train=len(given) - given.test_images, test=given.test_images, digest=digest)
+    behind = [LabelsCard.model_validate(one) for one in given.labels_seen]
+    return (*(one for one in behind if one.pseudo or one.digest != own.digest),
+            own.model_copy(update={"pseudo": pseudo})), words  # fmt: skip
+
+
+def _card(start: Start, trained: Encoder, seen: tuple[LabelsCard, ...], objective: Objective) -> ModelCard:
     head, head_card = objective.head, None
     if head is not None:
         names = objective.names if head.classes else None
         head_card = HeadCard(
-            kind=head.kind, classes=head.classes, centres=head.centres, scale=head.scale, names=names, learned_from=seen
+            kind=head.kind,
+            classes=head.classes,
+            centres=head.centres,
+            scale=head.scale,
+            names=names,
+            learned_from=seen[-1],
         )
     # Labels that trained a head alone left no trace in the encoder.
     is_trained = trained is not start.encoder or any(one.requires_grad for one in start.encoder.parameters())
-    labels_seen = (*start.labels_seen, seen) if is_trained else start.labels_seen
+    labels_seen = (*start.labels_seen, *seen) if is_trained else start.labels_seen
     return make_card("finetune", trained, start.architecture, start.policy, labels_seen, head=head_card)

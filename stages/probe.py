@@ -38,6 +38,7 @@ from stages.evaluation import (
     measure_neighbours,
     nearest,
     neighbour_figures,
+    pseudo_labelled_test_images,
     read_features,
     score,
     spaced_penalties,
@@ -241,6 +242,7 @@ def _plan(run: Run, settings: Probe, at_hand: ProbeLabels) -> dict[float, Fair]:
 def _warn(run: Run, settings: Probe, solver: Solver, choice: Choice, train: Features, at_hand: ProbeLabels) -> None:
     """What a reader of the figures should know."""
     _warn_of_edge(run, choice.penalty, choice.at_edge)
+    _warn_of_test_images(run, train)
     if at_hand.saw_others:
         run.warn(
             "the encoder was fine-tuned on labels that are not among those at hand: if test images of this probe were "
@@ -269,6 +271,11 @@ def _warn_of_edge(run: Run, penalty: float, at_edge: bool) -> None:
             f"the penalty that was chosen, {penalty:g}, is at the edge of the path: a wider one may score higher "
             "(penalties.smallest, penalties.largest)"
         )
+
+
+def _warn_of_test_images(run: Run, train: Features) -> None:
+    if pseudo_labelled_test_images(train.card["encoder"]["labels_seen"]):
+        run.warn("the encoder was trained on test images with pseudo-labels: transductive, scores on test flatter")
 
 
 def _warn_of_iterations(run: Run, settings: Probe, not_converged: int, fits: int) -> None:
@@ -467,6 +474,7 @@ def _warn_of_label_sets(run: Run, settings: Probe, linear: Linear, train: LabelS
             "the threshold of all"
         )
     _warn_of_edge(run, linear.penalty, linear.at_edge)
+    _warn_of_test_images(run, train.features)
     if train.features.card["encoder"]["labels_seen"]:
         run.warn(
             "the encoder was fine-tuned on labels: if training images of this probe were among them, penalty and "

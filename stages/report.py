@@ -19,6 +19,7 @@ from stages.reports.near_duplicates import ids_by_split, some_pairs
 from stages.reports.neighbours import neighbour_pages, pick_queries, shown_ids
 from stages.reports.page import Pictures, render
 from stages.reports.probes import Probe, comparison, console_table, named, protocol
+from stages.reports.pseudo_labels import pseudo_label_caveat, pseudo_label_rows
 from stages.reports.retrieval_numbers import retrieval_numbers
 from stages.reports.retrievals import Retrieval, read_retrieval
 from stages.reports.seen_queries import query_images_seen
@@ -94,6 +95,12 @@ def report(run: Run, settings: Report) -> None:
         numbers |= retrieval_numbers(retrievals, probes, files, numbers, [one.digest for one in compared])
         numbers["retrieved"], more = _retrieved(retrievals, sets, settings.neighbour_queries)
         thumbnails |= more
+    if lineage.of_stage("pseudo_label"):
+        numbers["pseudo_labels"] = pseudo_label_rows(lineage)
+    test_images = pseudo_label_caveat([(one.name, one.features.card["encoder"]) for one in sets])
+    if test_images is not None:
+        numbers["verdict"]["test_images"] = test_images
+        run.warn(test_images)
     for artifact, data in zip(lineage.of_stage("shard"), numbers["data"], strict=True):
         if data["near_duplicates"]:
             for split, ids in ids_by_split(data["near_duplicates"]["shown"]).items():

@@ -123,6 +123,14 @@ steps:
   probe_tuned: {<<: *probe, features: embed_tuned}
   probe_pixels: {<<: *probe, features: embed_pixels}
 
+  pseudo:
+    stage: pseudo_label
+    features: embed_pixels
+    label_fraction: 0.1
+    per_class: 20  # so many that no image at the threshold is among them
+    include_test: true
+    penalties: {smallest: 1e-2, largest: 1e0, count: 3}
+
   retrieve: {stage: retrieve, features: embed_pixels, bootstrap_samples: 100}
   retrieve_train: {stage: retrieve, features: embed_pixels, gallery: train, bootstrap_samples: 100}
 
@@ -222,6 +230,21 @@ def _probe(files: Path) -> dict[str, Any]:
     }
 
 
+def _pseudo_label(files: Path) -> dict[str, Any]:
+    metrics = json.loads((files / "metrics.json").read_text())
+    found = {key: metrics["out_of_fold"][key] for key in ("images", "precision", "coverage")}
+    table = pq.read_table(files / "pseudo_labels.parquet")
+    return {
+        "threshold": metrics["threshold"],
+        "penalty": metrics["penalty"],
+        "out_of_fold": found,
+        "labelled": metrics["counts"]["labelled"],
+        "given": [one["train"] + one["test"] for one in metrics["by_class"]],
+        "images": metrics["images"],
+        "columns": table.column_names,
+    }
+
+
 def _retrieve(files: Path) -> dict[str, Any]:
     metrics = json.loads((files / "metrics.json").read_text())
     del metrics["verification"]["roc"]
@@ -258,6 +281,7 @@ SUMMARIES = {
     "finetune": _trained,
     "embed": _embed,
     "probe": _probe,
+    "pseudo_label": _pseudo_label,
     "retrieve": _retrieve,
     "report": _report,
 }

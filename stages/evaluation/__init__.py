@@ -1,8 +1,9 @@
 """What is measured on features: logistic regression, neighbours, retrieval, label subsets, intervals, health."""
 
+from stages.evaluation.confidence import choose_confidence, confidence_curve, precision_from
 from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
-from stages.evaluation.labels_seen import Fair, ProbeLabels, labels_digest
+from stages.evaluation.labels_seen import Fair, ProbeLabels, labels_digest, pseudo_labelled_test_images
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.multilabel import (
     LabelPlan,
@@ -64,8 +65,10 @@ __all__ = [
     "answer_queries",
     "auroc",
     "bootstrap_interval",
+    "choose_confidence",
     "choose_threshold",
     "classify",
+    "confidence_curve",
     "count_pairs",
     "fit_logistic_path",
     "fit_logistic_paths",
@@ -86,8 +89,10 @@ __all__ = [
     "oscr",
     "oscr_points",
     "pair_sets",
+    "precision_from",
     "principal_axes",
     "probability_of",
+    "pseudo_labelled_test_images",
     "rank_gallery",
     "rankme",
     "read_features",

@@ -131,3 +131,12 @@ def share_seen(seen: Sequence[Mapping[str, Any]]) -> float:
         subset = (one["seed"], one["subset"])
         largest[subset] = max(largest.get(subset, 0.0), one["fraction"])
     return min(1.0, sum(largest.values()))
+
+
+def pseudo_labelled_test_images(seen: Sequence[Mapping[str, Any]]) -> int:
+    """Test images at least that trainings learned with pseudo-labels; from 1 on their scores on test are transductive.
+
+    Args:
+        seen: `labels_seen` of features.json.
+    """
+    return max((one["pseudo"]["test"] for one in seen if "pseudo" in one), default=0)

@@ -77,6 +77,19 @@ class Solver:
             choice = self._choose(part, held, axes)
         return choice, self._paths([(part.features, part.labels)], [choice.penalty], axes, SCORED)[0]
 
+    def out_of_fold(self, part: Features, masks: Sequence[np.ndarray], penalty: float) -> Tensor:
+        """Logits [N, C] of each row by a fit to the rows outside of its fold.
+
+        Args:
+            masks: bool [N] each, folds that hold every row once.
+        """
+        held = [torch.from_numpy(mask) for mask in masks]
+        logits = part.features.new_empty(len(part), self.classes)
+        fitted = [(part.features[~mask], part.labels[~mask]) for mask in held]
+        for mask, path in zip(held, self._paths(fitted, [penalty], None, SCORED), strict=True):
+            logits[mask] = path.logits(part.features[mask], 0)
+        return logits
+
     def _choose(self, part: Features, held: Sequence[Tensor], axes: Tensor | None) -> Choice:
         """The penalty that is most often right on held-out rows, the largest of equals."""
         fitted = [(part.features[~mask], part.labels[~mask]) for mask in held]

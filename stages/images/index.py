@@ -122,8 +122,8 @@ def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:
     return index
 
 
-def read_index(folder: Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a split.
+def read_index(folder: Path, split: str | Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a split, or of several, in the order of the index.
 
     Args:
         columns: those that are wanted, all but attributes by default. Names of shards and formats then come as
@@ -135,8 +135,8 @@ def read_index(folder: Path, split: str, columns: Sequence[str] | None = None) -
         return pq.read_table(
             folder / INDEX_FILE,
             columns=columns,
-            filters=[("split", "=", split)],
-            schema=pa.schema([*fields, *([] if columns is None else [SCHEMA.field("split")])]),
+            filters=[("split", "=", split) if isinstance(split, str) else ("split", "in", [*split])],
+            schema=pa.schema([*fields, *([] if columns is None or "split" in columns else [SCHEMA.field("split")])]),
             read_dictionary=repeated,
         )
     except (OSError, pa.ArrowInvalid) as error:

@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 
 class Shards:
-    """The samples of one split, by position. Any number of threads may read at once.
+    """The samples of one split, or of several one after another, by position. Any number of threads may read at once.
 
     About 60 bytes a sample are held in memory; what training does not need (keys, groups, lists of labels, attributes)
     is read from the index when it is first asked for.
@@ -66,23 +66,29 @@ class Shards:
         channels: of every image: 3 is RGB, 1 is grey.
         sample_ids: int64 [n], positions in the index of all splits.
         classes: names; a label is a position in this list.
-        canvas: (height, width) of the split's largest stored sizes.
+        canvas: (height, width) of the largest stored sizes of these splits.
         attributes: names of what else is known of images: see `attribute`.
     """
 
-    def __init__(self, folder: Path, split: str):
+    def __init__(self, folder: Path, split: str, *more: str):
         summary = read_summary(folder)
-        if split not in summary["splits"]:
-            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(summary['splits'])}")
-        expected = summary["splits"][split]
+        for one in (split, *more):
+            if one not in summary["splits"]:
+                raise ValueError(f"{folder} has no split {one!r}; it has {', '.join(summary['splits'])}")
+        self._splits = (split, *more) if more else split
+        expected = [summary["splits"][one] for one in (split, *more)]
+        samples = sum(one["samples"] for one in expected)
         index = read_index(
-            folder, split, ["id", "shard", "offset", "size", "format", "label", "height", "width", "xxh3"]
+            folder, self._splits, ["id", "shard", "offset", "size", "format", "label", "height", "width", "xxh3"]
         )
-        if index.num_rows != expected["samples"]:
-            raise DamagedShard(f"the index in {folder} has {index.num_rows} samples of {expected['samples']}")
-        self.folder, self.split = folder, split
+        if index.num_rows != samples:
+            raise DamagedShard(f"the index in {folder} has {index.num_rows} samples of {samples}")
+        self.folder, self.split = folder, " and ".join((split, *more))
         self.classes: list[str] = summary["classes"]
-        self.canvas: tuple[int, int] = (expected["max_height"], expected["max_width"])
+        self.canvas: tuple[int, int] = (
+            max(one["max_height"] for one in expected),
+            max(one["max_width"] for one in expected),
+        )
         self.channels: int = summary.get("channels", 3)
         self.attributes: tuple[str, ...] = (*summary.get("attributes", {}),)
         self.labels = torch.from_numpy(index["label"].to_numpy().astype(np.int64))
@@ -299,7 +305,7 @@ class Shards:
         return self._column("group")
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return read_index(self.folder, self.split, [name])[name]
+        return read_index(self.folder, self._splits, [name])[name]
 
     def _key(self, position: int) -> str:
         return self._key_column[position].as_py()
@@ -354,15 +360,15 @@ def _first_of_group(groups: pa.ChunkedArray) -> np.ndarray:
     return positions
 
 
-def open_shards(artifact_folder: Path | str, split: str) -> Shards:
-    """Open one split of an artifact of the stage `shard`.
+def open_shards(artifact_folder: Path | str, split: str, *more: str) -> Shards:
+    """Open one split, or several as one, of an artifact of the stage `shard`.
 
     Args:
         artifact_folder: the folder that holds index.parquet and the tars.
-        split: `train`, `val` or `test`.
+        split, more: `train`, `val` or `test`; samples of several stand in the order of the index.
 
     Raises:
         ValueError: there is no such split.
         DamagedShard: index or tars are not as they were written.
     """
-    return Shards(Path(artifact_folder), split)
+    return Shards(Path(artifact_folder), split, *more)

@@ -2,10 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -64,6 +71,16 @@ class NeckCard(ProjectorCard):
     kept: int
 
 
+class PseudoLabelsCard(_Part):
+    """The images that were learned with a class that a classifier gave them."""
+
+    train: int
+    test: int
+    """Images of the test split; from 1 on scores on test are transductive."""
+    digest: str
+    """Of their keys and these classes (`labels_digest`)."""
+
+
 class LabelsCard(_Part):
     """The labelled training images that an encoder saw: a subset of `label_subset`."""
 
@@ -74,6 +91,13 @@ class LabelsCard(_Part):
     samples: int
     digest: str
     """Of their keys and classes (`labels_digest`)."""
+    pseudo: PseudoLabelsCard | None = None
+    """What was learned beside them; the labels behind that are entries of their own, before this one."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `pseudo`, which came to the format later, where there is none."""
+        return {name: value for name, value in serialise(self).items() if name != "pseudo" or value is not None}
 
 
 class HeadCard(_Part):
@@ -123,8 +147,8 @@ class ModelCard(_Part):
     neck: NeckCard | None = None
     """Layers of a projector that the encoder ends with; they count in embedding_size and parameters."""
     labels_seen: tuple[LabelsCard, ...] = ()
-    """One entry for each fine-tuning that is behind these weights (not the head's), the first one first; none: no label
-    was seen."""
+    """One entry for each fine-tuning that is behind these weights (not the head's), the first one first, and before it
+    those of the classifier that gave it pseudo-labels; none: no label was seen."""
     head: HeadCard | None = None
     pooling: PoolingKind = "average"
     bottleneck: bool = False

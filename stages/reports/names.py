@@ -158,8 +158,16 @@ def distinguish(labels: Sequence[str], tells: Sequence[Sequence[str]]) -> list[s
 
 
 def describe_tuning(lineage: Lineage, artifact: Artifact, loss: str) -> str:
-    """'ArcFace from pretrained': the loss, and where the weights came from."""
-    return f"{loss_name(loss)} from {start_name(lineage, artifact)}"
+    """'ArcFace from pretrained': the loss, where the weights came from, and whether pseudo-labels were learned too."""
+    return f"{loss_name(loss)} from {start_name(lineage, artifact)}{_pseudo_labels(lineage, artifact)}"
+
+
+def _pseudo_labels(lineage: Lineage, artifact: Artifact) -> str:
+    if "pseudo_labels" not in artifact.inputs:
+        return ""
+    made = lineage.input(artifact, "pseudo_labels")
+    of_test = made is not None and made.settings.get("include_test")
+    return " with pseudo-labels" + (", of test images too" if of_test else "")
 
 
 def loss_name(loss: str) -> str:
@@ -267,6 +275,9 @@ def _tuning_key(lineage: Lineage, tuning: Artifact, left_out: set[str]) -> list[
     """Everything that made the weights, the share of the labels apart, here and in fine-tunings before."""
     settings = {key: item for key, item in tuning.settings.items() if key not in left_out | {LABELS}}
     inputs: dict[str, Any] = {key: item for key, item in tuning.inputs.items() if key != "encoder"}
+    pseudo = lineage.input(tuning, "pseudo_labels")
+    if pseudo is not None:  # by a classifier that learned from the same share
+        inputs["pseudo_labels"] = [{**pseudo.settings, LABELS: None}, pseudo.inputs, pseudo.seed]
     start = lineage.input(tuning, "encoder")
     before: Any = tuning.inputs.get("encoder")
     if start is not None and start.stage == "finetune":

@@ -122,6 +122,7 @@ SECTIONS = (
     ("retrieval", "Retrieval"),
     ("several_labels", "Several labels"),
     ("training", "Training"),
+    ("pseudo_labels", "Pseudo-labels"),
     ("health", "Health"),
     ("confusions", "Confusions"),
     ("neighbours", "Neighbours"),

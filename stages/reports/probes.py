@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.evaluation.labels_seen import pseudo_labelled_test_images
 from stages.reports.formats import (
     ALL_LABELS,
     NOTHING,
@@ -43,6 +44,15 @@ class Probe:
     correct: NDArray[np.bool_]
     groups: NDArray[np.int64] | None = None
     seed: int | None = None
+
+    @property
+    def labels_seen(self) -> list[dict[str, Any]]:
+        return self.metrics.get("encoder", {}).get("labels_seen", [])
+
+    @property
+    def saw_test_images(self) -> bool:
+        """Whether a training behind it learned test images with pseudo-labels."""
+        return pseudo_labelled_test_images(self.labels_seen) > 0
 
     def scored_on_those_of(self, other: "Probe") -> bool:
         """Whether both were scored on the same test images."""
@@ -162,7 +172,7 @@ def comparison(probes: Sequence[Probe]) -> dict[str, Any]:
     Returns:
         {"groups": [{"title", "short", "columns": [{"title", "kind", "share"}]}], "rows": [{"label", "step", "kind",
         "backbone", "steps", "cells": [{"value", "labels", "spread", "interval", "saw", "subset", "others", "best"}
-        | None]}]};
+        | None], and "transductive": True where test images were learned with pseudo-labels}]};
         scores from 0 to 1.
     """
     shares = sorted({key for probe in probes for key in fractions(probe.metrics)} | {ALL_LABELS}, key=share_value)
@@ -189,6 +199,7 @@ def comparison(probes: Sequence[Probe]) -> dict[str, Any]:
                 for one, highest in zip(found, best, strict=True)
             ],
         }
+        | ({"transductive": True} if any(probe.saw_test_images for probe in row.members) else {})
         for row, found in zip(rows, cells, strict=True)
     ]
     return {"groups": groups, "rows": table}
@@ -219,6 +230,10 @@ def console_table(table: dict[str, Any]) -> dict[str, list[Any]]:
             columns.append(f"{title} {share}" + (" [95%]" if title == "linear" and position == last else ""))
             picks.append(offset + position)
     rows = [[row["label"], *(_cell_text(row["cells"][pick]) for pick in picks)] for row in table["rows"]]
+    if any("transductive" in row for row in table["rows"]):
+        columns.append(TEST_IMAGES[:1].lower() + TEST_IMAGES[1:])
+        for text, row in zip(rows, table["rows"], strict=True):
+            text.append("yes, transductive" if "transductive" in row else "no")
     return {"columns": columns, "rows": rows}
 
 
@@ -228,7 +243,10 @@ def protocol(probes: Sequence[Probe]) -> dict[str, Any]:
     Returns:
         {"shared": [{"name", "value"}], "labels": [...], "differing": [{"name", "values": one a probe}]}
     """
-    return shared_and_differing([_protocol_card(probe.metrics) for probe in probes], [one.name.label for one in probes])
+    cards = [_protocol_card(probe.metrics) for probe in probes]
+    if any("pseudo" in one for probe in probes for one in probe.labels_seen):
+        cards = [card | {TEST_IMAGES: _yes(probe)} for card, probe in zip(cards, probes, strict=True)]
+    return shared_and_differing(cards, [one.name.label for one in probes])
 
 
 def shared_and_differing(cards: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
@@ -242,6 +260,13 @@ def shared_and_differing(cards: Sequence[dict[str, Any]], labels: Sequence[str])
         else:
             differing.append({"name": name, "values": values})
     return {"shared": shared, "labels": [*labels], "differing": differing}
+
+
+TEST_IMAGES = "Trained on test images with pseudo-labels"
+
+
+def _yes(probe: Probe) -> str:
+    return "yes, transductive" if probe.saw_test_images else "no"
 
 
 PROTOCOL_NAMES = {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stages.evaluation.features import FeatureFile
 from stages.evaluation.intervals import bootstrap_interval
+from stages.evaluation.labels_seen import pseudo_labelled_test_images
 from stages.reports.artifacts import Artifact, read_json
 from stages.reports.formats import ALL_LABELS, percent
 from stages.reports.names import Named
@@ -64,7 +65,10 @@ class Retrieval:
 
     @property
     def transductive(self) -> bool:
-        """Whether a training of the encoder saw images of the queries, or of their classes."""
+        """Whether a training of the encoder saw images of the queries, or of their classes; or test images, with
+        pseudo-labels."""
+        if pseudo_labelled_test_images(self.metrics["encoder"]["labels_seen"]):
+            return True
         return any(one["query_images"] or one["query_classes"] for one in self.seen)
 
     def per_query(self, key: str) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.images.index import read_index, read_summary
+from stages.images.pseudo_labels import read_pseudo_labels
 from stages.reports.artifacts import Artifact, Lineage
 
 COLUMNS = ("id", "key", "labels", "xxh3")
@@ -16,7 +17,8 @@ COLUMNS = ("id", "key", "labels", "xxh3")
 def query_images_seen(
     lineage: Lineage, features: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """For each training of the encoder, the last first, what the train split of its shards holds of the queries.
+    """For each training of the encoder, the last first, what the train split of its shards holds of the queries; and
+    the test images that it learned with pseudo-labels.
 
     On the shards of the features the split says it. In other shards an image is known by its bytes, whatever its key;
     in shards of the same source by its key too, since they may have stored it in another size. A class is known by its
@@ -36,7 +38,8 @@ def query_images_seen(
     for training in _trainings(lineage, features):
         other = lineage.input(training, "shards")
         if other is not None:
-            images, classes = _count(shards, other, ids, labels)
+            pseudo = lineage.input(training, "pseudo_labels")
+            images, classes = _count(shards, other, ids, labels, pseudo)
             step = {"step": training.step, "stage": training.stage}
             found.append(step | {"query_images": images, "query_classes": classes})
     return found
@@ -51,13 +54,25 @@ def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
         encoder = lineage.input(encoder, "encoder")
 
 
-def _count(shards: Artifact, other: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[int, int]:
-    """Queries that `other` has in train, and classes of queries."""
+def _learned(shards: Artifact, pseudo: Artifact | None, columns: list[str]) -> pa.Table:
+    """Rows of the index that a training learned from: train, and test images with a pseudo-label."""
+    train = read_index(shards.files, "train", columns)
+    if pseudo is None:
+        return train
+    given = read_pseudo_labels(pseudo.files)
+    test = read_index(shards.files, "test", columns) if given.test_images else train.slice(0, 0)
+    return pa.concat_tables([train, test.filter(pa.array(np.isin(test["id"].to_numpy(), given.ids)))])
+
+
+def _count(
+    shards: Artifact, other: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64], pseudo: Artifact | None
+) -> tuple[int, int]:
+    """Queries that a training on `other` learned, and classes of queries."""
     asked = np.unique(labels)
     if other.digest == shards.digest:
-        train = read_index(other.files, "train", ["id", "labels"])
+        train = _learned(other, pseudo, ["id", "labels"])
         return int(np.isin(ids, train["id"].to_numpy()).sum()), int(np.isin(asked, _labels(train)).sum())
-    train = read_index(other.files, "train", [*COLUMNS])
+    train = _learned(other, pseudo, [*COLUMNS])
     summary = read_summary(shards.files)
     tables = [read_index(shards.files, split, [*COLUMNS]) for split in summary["splits"]]
     known = pa.concat_tables([table.select([*COLUMNS]) for table in tables])

@@ -97,7 +97,7 @@ def fine_tuning(lineage: Lineage) -> dict[str, Any]:
     Returns:
         {"columns": [{"key", "title", "share"}], "rows": [{"step", "digest", "seed", "name", "labels", "fraction",
         "subset", "trained", "steps", "last": {key: value}}]}; "given_pairs": true where it learned from pairs of a
-        file, of so many images
+        file, of so many images; "pseudo": {"train", "test"} where there are any
     """
     rows = [_fine_tuned(lineage, artifact) for artifact in lineage.of_stage("finetune")]
     found = dict.fromkeys(key for row in rows for key in row["last"])
@@ -116,15 +116,19 @@ def _fine_tuned(lineage: Lineage, artifact: Artifact) -> dict[str, Any]:
     # Each figure where it was recorded last: a mean over the steps since the line before.
     last = {key: value for line in lines for key, value in line.items() if key not in NOT_SHOWN}
     freeze = artifact.settings.get("freeze", "none")
-    return {
-        "step": artifact.step,
-        "digest": artifact.digest,
-        "seed": artifact.seed,
-        "name": describe_tuning(lineage, artifact, seen["loss"]),
-        "labels": seen["samples"],
-        "fraction": seen["fraction"],
-        "subset": seen["subset"],
-        "trained": {"none": "all weights", "encoder": "the head alone"}.get(freeze, f"what follows {freeze}"),
-        "steps": max((line["step"] for line in lines), default=0),
-        "last": {key: float(f"{value:.6g}") for key, value in last.items()},
-    } | ({"given_pairs": True} if "pairs" in artifact.inputs else {})
+    return (
+        {
+            "step": artifact.step,
+            "digest": artifact.digest,
+            "seed": artifact.seed,
+            "name": describe_tuning(lineage, artifact, seen["loss"]),
+            "labels": seen["samples"],
+            "fraction": seen["fraction"],
+            "subset": seen["subset"],
+            "trained": {"none": "all weights", "encoder": "the head alone"}.get(freeze, f"what follows {freeze}"),
+            "steps": max((line["step"] for line in lines), default=0),
+            "last": {key: float(f"{value:.6g}") for key, value in last.items()},
+        }
+        | ({"given_pairs": True} if "pairs" in artifact.inputs else {})
+        | ({"pseudo": {key: seen["pseudo"][key] for key in ("train", "test")}} if "pseudo" in seen else {})
+    )

@@ -7,6 +7,7 @@ from stages.settings.finetune import Finetune
 from stages.settings.loss_table import as_markdown, loss_rows
 from stages.settings.pretrain import Pretrain
 from stages.settings.probe import Probe
+from stages.settings.pseudo_label import PseudoLabel
 from stages.settings.report import Report
 from stages.settings.retrieve import Retrieve
 from stages.settings.shard import IMAGE_SUFFIXES, Shard
@@ -21,6 +22,7 @@ STAGES = {
         "pretrain": Pretrain,
         "finetune": Finetune,
         "embed": Embed,
+        "pseudo_label": PseudoLabel,
         "probe": Probe,
         "retrieve": Retrieve,
         "report": Report,

@@ -12,7 +12,7 @@ from stages.settings.losses import CrossEntropy, LossChoice, LossSettings, Sampl
 from stages.settings.pretrain import Projector
 from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
-OF_LABELS = ("target", "label_fraction", "negative_only", "flip_is_new_class")
+OF_LABELS = ("pseudo_labels", "target", "label_fraction", "negative_only", "flip_is_new_class")
 """Settings that given pairs have no use for."""
 
 
@@ -109,6 +109,11 @@ class Finetune(StageSettings):
     )
     label_fraction: float = setting(1.0, "share of the labelled training images that is used, stratified", gt=0, le=1)
     label_subset: int = setting(0, "which of the subsets of that share: those of the probe's label curve", ge=0)
+    pseudo_labels: str | None = artifact(
+        "pseudo_label",
+        default=None,
+        description="images that join the labelled ones, with the classes that a classifier gave them",
+    )
     freeze: str = setting(
         "none",
         "none; encoder: only the head is trained; or the name of a part such as layer2: frozen up to and with it",
@@ -152,6 +157,8 @@ class Finetune(StageSettings):
             raise ValueError(f"freeze: encoder leaves nothing to train: {self.loss_name} has no head")
         if self.freeze == "encoder" and self.projection is not None:
             raise ValueError("freeze: encoder leaves nothing that is kept: the projection is thrown away")
+        if self.pseudo_labels is not None and self.target is not None:
+            raise ValueError("pseudo_labels: they are classes of the labels, and target names an attribute: take one")
         if self.neck == "bn" and self.projection is not None:
             raise ValueError("neck: bn stands between embedding and classifier, where the projection is: take one")
         if self.neck == "bn" and not any(loss.classifies for loss in self.losses):

@@ -1,0 +1,256 @@
+"""Pseudo-labels of scikit-learn's digits: against scikit-learn and plain loops; hidden labels have no say."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import RunStage
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from test_probe import DIGITS, PIXELS, TRAIN, digits, metrics_of, seen, write_features
+
+from pipeline.errors import BadData, NotFinite, UsageError
+from stages.evaluation import label_subset, labels_digest, stratified_folds
+from stages.evaluation.subsets import hash_ids
+from stages.settings.pseudo_label import PseudoLabel
+
+FEW: dict[str, Any] = {"label_fraction": 0.05}
+IDS = np.arange(TRAIN)
+
+
+def rows_of(files: Path) -> list[dict[str, Any]]:
+    return pq.read_table(files / "pseudo_labels.parquet").to_pylist()
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def chances(train: np.ndarray, asked: np.ndarray, penalty: float) -> np.ndarray:
+    """Probabilities [N, 10] by scikit-learn, of a fit to the rows `train` of the digits."""
+    scale = StandardScaler().fit(PIXELS[train])
+    model = LogisticRegression(C=1 / (penalty * len(train)), tol=1e-8, max_iter=5000)
+    model.fit(scale.transform(PIXELS[train]), DIGITS[train])
+    assert model.classes_.tolist() == list(range(10))
+    return model.predict_proba(scale.transform(PIXELS[asked]))
+
+
+def best_of(probabilities: np.ndarray) -> tuple[list[int], list[float]]:
+    return probabilities.argmax(1).tolist(), probabilities.max(1).tolist()
+
+
+@pytest.mark.parametrize(("seed", "subset"), [(0, 0), (3, 2)])
+def test_threshold_and_pseudo_labels_are_those_of_plain_loops(
+    run_stage: RunStage, tmp_path: Path, seed: int, subset: int
+) -> None:
+    files = run_stage("pseudo_label", FEW | {"label_subset": subset}, {"features": digits(tmp_path)}, seed=seed)
+    metrics = metrics_of(files)
+    labels = DIGITS[:TRAIN]
+    chosen = label_subset(labels, IDS, 0.05, seed, subset)
+    assert metrics["counts"]["labelled"] == len(chosen) == 50
+    fold = stratified_folds(labels[chosen], chosen, 5, seed, subset)
+    answers: dict[int, tuple[int, float]] = {}
+    for number in range(5):
+        inside, outside = chosen[fold == number], chosen[fold != number]
+        named, sure = best_of(chances(outside, inside, metrics["penalty"]))
+        answers |= dict(zip(inside.tolist(), zip(named, sure, strict=True), strict=True))
+    thresholds = []
+    for _, threshold in answers.values():
+        kept = [row for row, (_, sure) in answers.items() if sure >= threshold]
+        if sum(answers[row][0] == labels[row] for row in kept) / len(kept) >= 0.95:
+            thresholds.append((threshold, kept))
+    threshold, kept = min(thresholds)
+    assert metrics["threshold"] == pytest.approx(threshold, abs=2e-3)
+    known = metrics["out_of_fold"]
+    assert known["images"] == 50
+    assert known["coverage"] == pytest.approx(len(kept) / 50)
+    assert known["precision"] == pytest.approx(sum(answers[row][0] == labels[row] for row in kept) / len(kept))
+    others = np.setdiff1d(IDS, chosen)
+    named, sure = best_of(chances(chosen, others, metrics["penalty"]))
+    wanted = {row: name for row, name, one in zip(others.tolist(), named, sure, strict=True) if one >= threshold + 5e-3}
+    possible = {row for row, one in zip(others.tolist(), sure, strict=True) if one >= threshold - 5e-3}
+    found = {row["id"]: row for row in rows_of(files)}
+    assert wanted.keys() <= found.keys() <= possible
+    assert len(wanted) > 200
+    confidence = dict(zip(others.tolist(), sure, strict=True))
+    for row, name in wanted.items():
+        assert found[row]["label"] == name
+        assert (found[row]["key"], found[row]["split"], found[row]["class"]) == (f"{row}.png", "train", f"digit {name}")
+        assert found[row]["confidence"] == pytest.approx(confidence[row], abs=5e-3)
+    right = sum(row["label"] == labels[row["id"]] for row in found.values())
+    assert metrics["hidden_labels"] == {"images": len(found), "right": right, "precision": right / len(found)}
+    digest = labels_digest((f"{row}.png" for row in chosen), (f"digit {labels[row]}" for row in chosen))
+    (entry,) = metrics["labels_seen"]
+    assert (entry["fraction"], entry["subset"], entry["seed"], entry["samples"]) == (0.05, subset, seed, 50)
+    assert entry["digest"] == digest, "the subset that finetune and probe have"
+
+
+def test_hidden_labels_change_nothing_but_the_precision_that_is_reported(run_stage: RunStage, tmp_path: Path) -> None:
+    chosen = label_subset(DIGITS[:TRAIN], IDS, 0.05, 0)
+    # The draw of the subset looks at labels, to be stratified: those that stand behind it change places, so that it
+    # stays what it is.
+    hashes = hash_ids(IDS, 0, 1)
+    behind = np.flatnonzero(hashes > hashes[chosen].max())
+    labels = DIGITS.copy()
+    labels[behind] = np.random.default_rng(0).permutation(labels[behind])
+    assert (labels != DIGITS).sum() > 400
+    assert label_subset(labels[:TRAIN], IDS, 0.05, 0).tolist() == chosen.tolist()
+    true, permuted = (
+        run_stage("pseudo_label", FEW, {"features": digits(tmp_path / name, labels=one)})
+        for name, one in (("true", DIGITS), ("permuted", labels))
+    )
+    name = "pseudo_labels.parquet"
+    assert (true / name).read_bytes() == (permuted / name).read_bytes()
+    one, other = metrics_of(true), metrics_of(permuted)
+    assert one["hidden_labels"]["precision"] > 0.9
+    assert other["hidden_labels"]["precision"] < 0.5
+    for metrics in (one, other):
+        del metrics["hidden_labels"]
+        for row in metrics["table"]["rows"]:
+            del row[-1]
+    assert one == other
+
+
+def test_images_without_a_label_are_given_one(run_stage: RunStage, tmp_path: Path) -> None:
+    """All labels that there are, and nothing hidden."""
+    labels = DIGITS.copy()
+    chosen = label_subset(DIGITS[:TRAIN], IDS, 0.05, 0)
+    labels[np.setdiff1d(IDS, chosen)] = -1
+    unlabelled = run_stage("pseudo_label", {}, {"features": digits(tmp_path / "unlabelled", labels=labels)})
+    hidden = run_stage("pseudo_label", FEW | {"threshold": 0.5}, {"features": digits(tmp_path / "hidden")})
+    assert metrics_of(unlabelled)["hidden_labels"] == {"images": 0, "right": 0, "precision": None}
+    given = {row["id"]: row["label"] for row in rows_of(unlabelled)}
+    again = {row["id"]: row["label"] for row in rows_of(hidden)}
+    assert len(given) > 200
+    # Folds are of the same images, the fits are alike: only the threshold was chosen in one and given in the other.
+    for row in given.keys() & again.keys():
+        assert given[row] == again[row]
+
+
+def test_per_class_takes_the_most_confident(run_stage: RunStage, tmp_path: Path) -> None:
+    features = digits(tmp_path)
+    everything = rows_of(run_stage("pseudo_label", FEW, {"features": features}))
+    files = run_stage("pseudo_label", FEW | {"per_class": 20}, {"features": features})
+    wanted = []
+    for label in range(10):
+        same = sorted((row for row in everything if row["label"] == label), key=lambda row: -row["confidence"])
+        wanted += [row["id"] for row in same[:20]]
+    assert [row["id"] for row in rows_of(files)] == sorted(wanted)
+    assert max(one["train"] for one in metrics_of(files)["by_class"]) == 20
+
+
+def test_test_images_only_where_they_are_asked_for_and_never_by_their_labels(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["train"] * TRAIN + ["val"] * 297 + ["test"] * 500
+    plain = run_stage("pseudo_label", FEW, {"features": digits(tmp_path / "plain", splits=parts)})
+    assert {row["split"] for row in rows_of(plain)} == {"train"}
+    assert "test images" not in said_by(capsys)
+    permuted = DIGITS.copy()
+    permuted[TRAIN:] = -1
+    asked = FEW | {"include_test": True}
+    first, second = (
+        run_stage("pseudo_label", asked, {"features": digits(tmp_path / name, splits=parts, labels=one)})
+        for name, one in (("true", DIGITS), ("none", permuted))
+    )
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+    found = rows_of(first)
+    assert [row for row in found if row["split"] == "train"] == rows_of(plain)
+    test = [row for row in found if row["split"] == "test"]
+    assert len(test) > 100
+    assert all(row["id"] >= TRAIN + 297 for row in test)
+    metrics = metrics_of(first)
+    assert metrics["counts"]["test"] == len(test)
+    assert metrics["candidates"] == {"train": 950, "test": 500}
+    assert metrics["hidden_labels"]["images"] == len(found) - len(test)
+    assert f"{len(test)} of them are test images: whatever is trained with them is transductive" in said_by(capsys)
+
+
+def test_the_table_is_small_and_adds_up(run_stage: RunStage, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = np.tile(np.arange(30), 12)
+    features = random.normal(size=(30, 16))[labels] + 0.05 * random.normal(size=(360, 16))
+    classes = [f"class {one}" for one in range(30)]
+    made = write_features(tmp_path / "features", features, labels, ["train"] * 360, classes)
+    metrics = metrics_of(run_stage("pseudo_label", {"label_fraction": 0.5}, {"features": made}))
+    assert len(metrics["table"]["rows"]) == 21
+    assert len(metrics["by_class"]) == 30
+    assert metrics["table"]["rows"][-1][:4] == ["all 30 classes", 180, metrics["counts"]["train"], 0]
+    for key in ("labelled", "train", "test"):
+        assert sum(one[key] for one in metrics["by_class"]) == metrics["counts"][key]
+
+
+# What is refused, and what is said
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "error", "message"),
+    [
+        ({}, {}, BadData, "all 1,000 training images have a label that is learned: there is none to give a class to"),
+        (FEW, {"labels": np.full(1797, -1)}, BadData, "no training image has a label"),
+        (FEW, {"labels": np.zeros(1797, dtype=int)}, BadData, "labelled training images are 'digit 0'; two classes"),
+        (FEW, {"label_lists": [[one, (one + 1) % 10] for one in DIGITS]}, BadData, "images with several labels"),
+        (FEW | {"include_test": True}, {"rows": TRAIN}, UsageError, "include_test: the features have no test split"),
+        (FEW, {"groups": ["one"] * 1797}, UsageError, "threshold: all labelled images are of one group, so that none"),
+        (FEW, {"labels_seen": seen(0.1)}, UsageError, r"learned from labels that label_fraction 0\.05 hides \(10%"),
+        (FEW, {"labels_seen": seen(0.05, subset=1)}, UsageError, "learned from labels that label_fraction"),
+        (FEW, {"labels_seen": seen(0.05)}, UsageError, "threshold: the encoder learned from all 50 labels, so that"),
+        (FEW, {"features": np.where(PIXELS == 3, np.nan, PIXELS)}, NotFinite, "infinite numbers or NaN"),
+    ],
+    ids=[
+        "nothing unlabelled", "no labels", "one class", "several labels", "no test", "one group", "saw more",
+        "saw others", "saw all", "not finite",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_line(
+    run_stage: RunStage, tmp_path: Path, settings: dict[str, Any], changes: dict[str, Any], error: type[Exception],
+    message: str,
+) -> None:  # fmt: skip
+    with pytest.raises(error, match=message) as caught:
+        run_stage("pseudo_label", settings, {"features": digits(tmp_path, **changes)})
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_the_encoder_saw_choose_no_threshold(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = digits(tmp_path / "part", labels_seen=seen(0.05))
+    found = metrics_of(run_stage("pseudo_label", {"label_fraction": 0.2}, {"features": part}))
+    assert (found["counts"]["labelled"], found["out_of_fold"]["images"]) == (200, 150)
+    assert [one["fraction"] for one in found["labels_seen"]] == [0.05, 0.2]
+    given = run_stage("pseudo_label", FEW | {"threshold": 0.9}, {"features": part})
+    assert metrics_of(given)["out_of_fold"] == {"images": 0, "precision": None, "coverage": None, "curve": []}
+    assert "nothing is known of the precision of the threshold 0.9" in said_by(capsys)
+    other = [seen(0.05)[0] | {"digest": labels_digest(["another.png"], ["digit 1"])}]
+    labels = DIGITS.copy()
+    labels[500:TRAIN] = -1
+    run_stage("pseudo_label", {}, {"features": digits(tmp_path / "other", labels=labels, labels_seen=other)})
+    assert "on labels that are not among those at hand" in said_by(capsys)
+
+
+def test_nothing_above_the_threshold_is_said(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = digits(tmp_path)
+    files = run_stage("pseudo_label", FEW | {"threshold": 1.0}, {"features": features})
+    assert rows_of(files) == []
+    assert "no image is above the threshold: there are no pseudo-labels" in said_by(capsys)
+    noise = np.random.default_rng(0).normal(size=(1797, 8))
+    files = run_stage("pseudo_label", FEW, {"features": digits(tmp_path / "noise", features=noise)})
+    metrics = metrics_of(files)
+    assert (metrics["threshold"], metrics["counts"]["train"], rows_of(files)) == (None, 0, [])
+    best = max(one["precision"] for one in metrics["out_of_fold"]["curve"])
+    assert best < 0.95
+    words = f"no threshold reaches a precision of 0.95 out of fold, on 50 labelled images ({best:.3f} at most)"
+    assert words in said_by(capsys)
+
+
+def test_settings_without_effect_are_left_out_of_the_key() -> None:
+    assert PseudoLabel.model_validate({"features": "features"}).without_effect() == {"label_subset"}
+    given = PseudoLabel.model_validate({"features": "features", "threshold": 0.9, "label_fraction": 0.1})
+    assert given.without_effect() == {"precision"}
+    with pytest.raises(ValueError, match=r"penalties\.smallest must be below"):
+        PseudoLabel.model_validate({"features": "features", "penalties": {"smallest": 1.0, "largest": 0.1}})
