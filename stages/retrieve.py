@@ -39,12 +39,9 @@ from stages.evaluation import (
 )
 from stages.evaluation.indexed_gallery import write_indexed_gallery
 from stages.evaluation.vector_index import (
-    MEASURED,
     WANTED_RECALL,
     Kind,
     build_index,
-    draw,
-    measure_recall,
     measure_speed,
     require_library,
 )
@@ -392,11 +389,9 @@ def _train_labels(features: Features) -> NDArray[np.int64]:
 def _index(run: Run, kind: Kind, sets: QuerySets) -> dict[str, Any]:
     """Write an index of the gallery, and tell what it finds of the exact search's neighbours, and how much sooner."""
     before = time.perf_counter()
-    index = build_index(kind, sets.gallery.features, run.seed)
+    index, rows, recall, asked = build_index(kind, sets.gallery.features, sets.queries.features, sets.same, run.seed)
     build_seconds = time.perf_counter() - before
-    asked = draw(len(sets.queries), MEASURED, run.seed)
-    queries = sets.queries.features[asked]
-    recall, speed = measure_recall(index, queries, sets.same[asked]), measure_speed(index, queries)
+    speed = measure_speed(index, sets.queries.features[asked])
     # Seconds are no function of the inputs: they lie beside the record of the run.
     run.clock(index_build_seconds=build_seconds, index_query_seconds=speed.index, exact_query_seconds=speed.exact)
     run.say(
@@ -413,7 +408,7 @@ def _index(run: Run, kind: Kind, sets: QuerySets) -> dict[str, Any]:
         "vectors": len(sets.gallery),
         "dimension": index.vectors.shape[1],
         "parameters": index.parameters,
-        "bytes": write_indexed_gallery(run.out, index, sets.gallery),
+        "bytes": write_indexed_gallery(run.out, index, sets.gallery.select(rows.numpy())),
         "recall": recall,
         "recall_queries": len(asked),
     }

@@ -1,7 +1,8 @@
 """An index of unit vectors: it finds nearest neighbours without looking at all of them, and is held against a search
 that does.
 
-How hard it looks is chosen by recall, on rows of the gallery itself; what it finds of real queries is measured on them.
+How hard it looks is chosen by recall, and what it finds is measured, on vectors that it does not hold at that time:
+what is near one that it holds is found too easily, since the two were linked.
 """
 
 import math
@@ -45,9 +46,11 @@ SHORT_LIST = 10
 """Neighbours that the effort is chosen for, and that recall is measured of."""
 WANTED_RECALL = 0.95
 TRIALS = 200
-"""Gallery rows that the effort is chosen on."""
+"""Gallery rows that the effort is chosen on, at most."""
 MEASURED = 1000
 """Queries that recall and speed are measured on, at most."""
+KEPT_OUT = 0.2
+"""Of a small gallery, the largest share for each of these two."""
 TURNS = 3
 """How often each is timed."""
 ROUNDING = 1e-6
@@ -58,6 +61,21 @@ class NoIndexLibrary(ValueError):
     """An index was asked for where its library is not installed."""
 
     exit_code = 2
+
+
+class Built(NamedTuple):
+    """An index, and what it finds.
+
+    Attributes:
+        rows: int64 [G], rows of the gallery in the order of those of the index.
+        recall: see `measure_recall`.
+        asked: int64 [q], the queries that recall was measured on.
+    """
+
+    index: "VectorIndex"
+    rows: Tensor
+    recall: dict[str, float]
+    asked: Tensor
 
 
 class Speed(NamedTuple):
@@ -105,7 +123,7 @@ class VectorIndex:
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1] or k < 1:
             raise ValueError(f"no {k} nearest of {[*queries.shape]} in {[*self.vectors.shape]}")
         k = min(k, len(self.vectors))
-        self._look(min(self.largest_effort, math.ceil(self.effort * max(1, k / (SHORT_LIST + 1)))))
+        self._look(min(self.largest_effort, math.ceil(self.effort * max(1, k / SHORT_LIST))))
         turned = torch.nn.functional.normalize(queries.float(), dim=1)
         similarity, rows = self.library.search(turned.numpy(), k)
         order = np.lexsort((rows, -similarity), axis=1)  # the smaller row first among equals
@@ -115,9 +133,12 @@ class VectorIndex:
         )
         lacking = (found.index < 0).any(dim=1)
         if lacking.any():
-            exact = nearest(turned[lacking], self.vectors, k)
-            found.similarity[lacking], found.index[lacking] = exact
+            found.similarity[lacking], found.index[lacking] = self.exactly(turned[lacking], k)
         return found
+
+    def exactly(self, queries: Tensor, k: int) -> Neighbours:
+        """What `nearest` is to find."""
+        return nearest(queries, self.vectors, k)
 
     def with_effort(self, effort: int) -> "VectorIndex":
         """The same, looking harder or less hard; written to disk it keeps that."""
@@ -137,43 +158,47 @@ def require_library() -> None:
         raise NoIndexLibrary("an index needs the package faiss-cpu: pip install 'simclr-pipeline[index]'")
 
 
-def build_index(kind: Kind, gallery: Tensor, seed: int) -> VectorIndex:
-    """Index a gallery [G, D] of any length; equal vectors give equal bytes, since one thread builds.
+def build_index(kind: Kind, gallery: Tensor, queries: Tensor, same: Tensor, seed: int) -> Built:
+    """Index a gallery [G, D] of any length; equal input gives an equal index, since one thread builds.
 
-    Of efforts that double, the first is taken that finds 95% of the ten nearest of some gallery rows (drawn by the
-    seed, each left out of its own search), or the largest.
+    Some rows are added last: those that the effort is chosen on (of efforts that double the first that finds 95% of
+    their ten nearest, or the largest), and then those that are queries which recall is measured on.
+
+    Args:
+        queries: [Q, D], of any length; some of them, by the seed, are asked.
+        same: int64 [Q], the gallery row that is the query itself; -1: there is none.
 
     Raises:
         NoIndexLibrary: faiss is not installed.
     """
     require_library()
-    vectors = torch.nn.functional.normalize(gallery.float(), dim=1)
+    kept_out = int(KEPT_OUT * len(gallery))
+    most = max(1, kept_out) if (same >= 0).any() else MEASURED
+    asked = _draw(torch.arange(len(queries)), min(MEASURED, most), seed)
+    own = same[asked][same[asked] >= 0].unique()
+    rest = _without(torch.arange(len(gallery)), own)
+    trials = _draw(rest, min(TRIALS, kept_out), seed)
+    rows = torch.cat([_without(rest, trials), trials, own])
+    vectors = torch.nn.functional.normalize(gallery.float(), dim=1)[rows]
+    first, second = len(rest) - len(trials), len(rest)
     with _threads(1):  # links may depend on which of several threads comes first
-        library = _graph(vectors) if kind == "hnsw" else _lists(vectors)
-    index = VectorIndex(kind, library, vectors, FIRST_EFFORT[kind])
-    rows = draw(len(vectors), TRIALS, seed)
-    exact = _exact(index, vectors[rows], rows)
-    while recall_at(_approximate(index, vectors[rows], rows), exact, SHORT_LIST) < WANTED_RECALL:
-        if index.effort >= index.largest_effort:
-            break
-        index = index.with_effort(min(2 * index.effort, index.largest_effort))
-    return index.with_effort(index.effort)
+        library = _graph(vectors[:first]) if kind == "hnsw" else _lists(vectors[:first])
+    index = _choose_effort(VectorIndex(kind, library, vectors[:first], FIRST_EFFORT[kind]), vectors[first:second])
+    index = _with_more(index, vectors[:second])
+    recall = measure_recall(index, queries[asked])
+    return Built(_with_more(index, vectors), rows, recall, asked)
 
 
-def measure_recall(index: VectorIndex, queries: Tensor, same: Tensor) -> dict[str, float]:
-    """Of the nearest gallery row and of the ten nearest of queries [Q, D]: the share that the index finds.
-
-    Args:
-        same: int64 [Q], the gallery row that is the query itself, which does not count; -1: there is none.
-    """
-    exact, found = (search(index, queries, same) for search in (_exact, _approximate))
+def measure_recall(index: VectorIndex, queries: Tensor) -> dict[str, float]:
+    """By "1" and "10": of as many nearest rows of queries [Q, D], the share that the index finds."""
+    exact, found = (one(queries, SHORT_LIST) for one in (index.exactly, index.nearest))
     return {str(k): recall_at(found, exact, k) for k in (1, SHORT_LIST)}
 
 
 def measure_speed(index: VectorIndex, queries: Tensor) -> Speed:
     """Both ways for the ten nearest of all queries at once, on as many threads as torch has."""
     ways: tuple[Callable[[], Neighbours], ...] = (
-        lambda: nearest(queries, index.vectors, SHORT_LIST),
+        lambda: index.exactly(queries, SHORT_LIST),
         lambda: index.nearest(queries, SHORT_LIST),
     )
     taken: list[list[float]] = [[], []]
@@ -198,12 +223,6 @@ def recall_at(found: Neighbours, exact: Neighbours, k: int) -> float:
     return float((found.similarity[:, :k] >= farthest - ROUNDING).double().mean())
 
 
-def draw(count: int, most: int, seed: int) -> Tensor:
-    """int64, at most `most` of range(count), ascending; all of it where it is no more."""
-    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(count)[:most]
-    return torch.from_numpy(np.sort(chosen))
-
-
 def _graph(vectors: Tensor) -> Any:
     library = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     library.hnsw.efConstruction = BUILD_EFFORT
@@ -222,19 +241,28 @@ def _lists(vectors: Tensor) -> Any:
     return library
 
 
-def _exact(index: VectorIndex, queries: Tensor, same: Tensor) -> Neighbours:
-    return _without(nearest(queries, index.vectors, SHORT_LIST + 1), same)
+def _choose_effort(index: VectorIndex, trials: Tensor) -> VectorIndex:
+    """With the effort that finds enough of them; without trials the least."""
+    while measure_recall(index, trials)[str(SHORT_LIST)] < WANTED_RECALL and index.effort < index.largest_effort:
+        index = index.with_effort(min(2 * index.effort, index.largest_effort))
+    return index
 
 
-def _approximate(index: VectorIndex, queries: Tensor, same: Tensor) -> Neighbours:
-    return _without(index.nearest(queries, SHORT_LIST + 1), same)
+def _with_more(index: VectorIndex, vectors: Tensor) -> VectorIndex:
+    """The index of these vectors, of which it is of the first."""
+    with _threads(1):
+        index.library.add(vectors[len(index.vectors) :].numpy())
+    return replace(index, vectors=vectors)
 
 
-def _without(found: Neighbours, same: Tensor) -> Neighbours:
-    """One fewer of each query: not itself, or not the last."""
-    kept = found.index != same[:, None]
-    kept[kept.all(dim=1), -1] = False
-    return Neighbours(*(part[kept].reshape(len(kept), -1) for part in found))
+def _draw(rows: Tensor, most: int, seed: int) -> Tensor:
+    """At most that many of rows, in their order; all of them where they are no more."""
+    places = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))[:most]
+    return rows[np.sort(places)]
+
+
+def _without(rows: Tensor, others: Tensor) -> Tensor:
+    return rows[~torch.isin(rows, others)]
 
 
 @contextmanager
