@@ -14,7 +14,8 @@ TILE_BYTES = 150 * 2**20
 LINK_BYTES = 280
 """Of an image's links to others in an index (hnsw)."""
 INDEX_FROM = 100_000
-"""Gallery images from which an index is made `by_size`: on one core, exact search takes a millisecond a query there."""
+"""Gallery images from which an index is made `by_size`: there one core takes over a millisecond for an exact query of
+128 numbers, and an index a fifth of it (docs/speed.md)."""
 
 
 class By(Settings):
@@ -65,9 +66,9 @@ class Retrieve(StageSettings):
     open_set: OpenSet | None = setting(None, "also with queries whose right answer is `new`")
     index: Literal["none", "by_size", "hnsw", "ivf"] = setting(
         "none",
-        "an index of the gallery for `simclr search`, which finds most of the nearest without looking at all (it needs "
-        "faiss-cpu); ivf is made sooner than hnsw and finds fewer in the same time; by_size: hnsw from 100,000 gallery "
-        "images on. The figures are of the exact search",
+        "an index of the gallery for `simclr search`, which finds most of the nearest without looking at all of them "
+        "(the figures stay those of the exact search; it needs faiss-cpu, the extra `index`): hnsw; ivf, which is made "
+        "in less than half of the time, and may have to look longer; by_size: hnsw from 100,000 gallery images on",
     )
 
     @property
