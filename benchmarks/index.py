@@ -67,6 +67,8 @@ def crops(folder: Path, count: int, seed: int) -> NDArray[np.uint8]:
 
 def image_vectors(folder: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gallery [count, DIMENSION] and queries [QUERIES, DIMENSION]: crops about their mean, in its principal axes."""
+    if not all((folder / split).is_dir() for split in ("train", "test")):
+        sys.exit(f"{folder}: has not both train and test, folders of images")
     gallery, queries = crops(folder / "train", count, 0), crops(folder / "test", QUERIES, 1)
     fitted = gallery[:: max(1, count // FITTED)].astype(np.float32)
     mean = fitted.mean(axis=0)
