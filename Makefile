@@ -16,7 +16,7 @@ lint: .venv/installed-dev  ## style, format, types
 	$(BIN)/pyrefly check
 
 bench: .venv/installed-bench  ## every comparison with other projects; QUICK=--quick, DATA=data/cifar10, DEVICE=cuda
-	@failed=; for name in nt_xent losses views loader shard probe pretrain engines learn; do \
+	@failed=; for name in nt_xent losses views loader shard probe index pretrain engines learn; do \
 		case $$name in nt_xent|losses|views|probe|pretrain) device="$(if $(DEVICE),--device $(DEVICE))";; *) device=;; esac; \
 		echo "== $$name" >&2; \
 		$(BIN)/python -m benchmarks.$$name $(QUICK) $(if $(DATA),--data $(DATA)) $$device || failed="$$failed $$name"; done; \

@@ -318,7 +318,11 @@ def search(
     reference: Reference,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="What is searched for.")],
     gallery: Annotated[
-        str, typer.Option(metavar="REF|FOLDER", help="A folder of images, or features (stage embed) of this encoder.")
+        str,
+        typer.Option(
+            metavar="REF|FOLDER",
+            help="A folder of images, or of this encoder: features (stage embed), or an index (stage retrieve).",
+        ),
     ],
     neighbours: Annotated[int, typer.Option(min=1, help="Nearest images of each.")] = 10,
     collage: Annotated[Path | None, typer.Option(metavar="FILE", help="A .png file: a picture of them.")] = None,
@@ -328,7 +332,10 @@ def search(
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
-    """The images that are most like a given one, nearest first, with cosine similarity and distance."""
+    """The images that are most like a given one, nearest first, with cosine similarity and distance.
+
+    The search is exact, but for an index: then what share of the nearest it finds is told.
+    """
     opened = Store(store)
     encoder = opened.load(reference)
     where = Path(gallery) if Path(gallery).is_dir() else opened.gallery(gallery, reference)
@@ -336,10 +343,11 @@ def search(
         encoder, images, where, IMAGE_SUFFIXES, count=neighbours, collage=collage, batch_size=batch_size, device=device,
         workers=workers,
     )  # fmt: skip
+    index = where.index if isinstance(where, encoders.Gallery) else None
     if as_json:
-        _print_json({"encoder": encoder.reference, "gallery": gallery, "found": found})
+        _print_json({"encoder": encoder.reference, "gallery": gallery, "index": index, "found": found})
     else:
-        display.neighbours(found)
+        display.neighbours(found, index)
         if collage is not None:
             print(collage)
 

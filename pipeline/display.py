@@ -112,11 +112,9 @@ def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str
         "environment": json.dumps(environment),
         "files": f"{facts['files']} ({_size(facts['size_bytes'])})",
     }
-    if timing:
-        rates = [one["images_per_second"] for one in timing if "images_per_second" in one]
-        rows["rate"] = (
-            f"{sorted(rates)[len(rates) // 2]:,.0f} images/s (median of {len(rates)} windows)" if rates else ""
-        )
+    rates = [one["images_per_second"] for one in timing if "images_per_second" in one]
+    if rates:
+        rows["rate"] = f"{sorted(rates)[len(rates) // 2]:,.0f} images/s (median of {len(rates)} windows)"
     for name, value in rows.items():
         console.print(f"  [bold]{name}[/bold] {escape(str(value))}")
     for message in facts["messages"]:
@@ -180,8 +178,8 @@ def rows(table: Sequence[Mapping[str, str]]) -> None:
     _print_table([*table[0]], [[*row.values()] for row in table])
 
 
-def neighbours(found: Sequence[Mapping[str, Any]]) -> None:
-    """What each query found, nearest first."""
+def neighbours(found: Sequence[Mapping[str, Any]], index: Mapping[str, Any] | None) -> None:
+    """What each query found, nearest first; and how much of it is found, where an index was asked."""
     lines = [
         [one["query"] if rank == 1 else "", rank, f"{near['similarity']:.4f}", f"{near['distance']:.4f}",
          near["label"] or "", near["key"]]
@@ -189,6 +187,11 @@ def neighbours(found: Sequence[Mapping[str, Any]]) -> None:
         for rank, near in enumerate(one["neighbours"], start=1)
     ]  # fmt: skip
     _print_table(["query", "rank", "cosine", "distance", "label", "image"], lines)
+    if index is not None:
+        print(
+            f"approximate, by an index ({index['kind']}) that found {index['recall']['10']:.1%} of the ten nearest of "
+            f"{index['recall_queries']:,} queries; features as --gallery (stage embed) are searched exactly"
+        )
 
 
 def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:

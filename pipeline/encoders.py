@@ -23,16 +23,19 @@ REASONS_NAMED = 10
 
 @dataclass(frozen=True)
 class Gallery:
-    """Features of the stage `embed`.
+    """Features of the stage `embed`, or an index of some of them, which the stage `retrieve` made.
 
     Attributes:
-        features, shards: the files of both artifacts.
-        looks: settings of the stage that say what is looked at of an image (`crops`, `mirror`).
+        files: of the features, or of the artifact with the index.
+        shards: files of the images.
+        looks: settings of the stage `embed` that say what is looked at of an image (`crops`, `mirror`).
+        index: what metrics.json says of the index; None for features.
     """
 
-    features: Path
+    files: Path
     shards: Path
     looks: Mapping[str, Any]
+    index: Mapping[str, Any] | None = None
 
 
 def load(files: Path, reference: str, made_by: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -107,7 +110,7 @@ def search(
 
     Args:
         encoder: as `load` gives it.
-        gallery: a folder of images, or features.
+        gallery: a folder of images, features, or an index.
         count: neighbours of each.
         collage: a .png file for a picture of them, one row a query.
 
@@ -125,8 +128,10 @@ def search(
     searching, reporter = importlib.import_module(f"{PACKAGE}.search"), Reporter("search")
     looks = gallery.looks if isinstance(gallery, Gallery) else {}
     vectors = searching.query_vectors(encoder, queries, device, **looks)
-    if isinstance(gallery, Gallery):
-        found_in = searching.gallery_of_features(gallery.features, gallery.shards)
+    if isinstance(gallery, Gallery) and gallery.index is not None:
+        found_in = searching.gallery_of_index(gallery.files, gallery.shards, gallery.index)
+    elif isinstance(gallery, Gallery):
+        found_in = searching.gallery_of_features(gallery.files, gallery.shards)
     else:
         images = _images_below(gallery, suffixes)
         with Progress(reporter, len(images), "images") as progress:

@@ -12,7 +12,18 @@ from typing import Any
 
 from pipeline.manifest import canonical_json, sha256_bytes, sha256_file
 
-LIBRARIES = ("torch", "torchvision", "kornia", "timm", "accelerate", "webdataset", "scikit-learn", "numpy", "pillow")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "kornia",
+    "timm",
+    "accelerate",
+    "webdataset",
+    "scikit-learn",
+    "faiss-cpu",
+    "numpy",
+    "pillow",
+)
 
 
 def code() -> dict[str, Any]:

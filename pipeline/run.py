@@ -148,6 +148,10 @@ class Run:
         """Data counts and headline figures, for `simclr show`."""
         self.counts.update(values)
 
+    def clock(self, **values: float) -> None:
+        """Times and rates, which are no function of the key: they lie beside the record (`simclr show --json`)."""
+        append_line(self.work / "timing.jsonl", values | {"at": time.time()})
+
     def progress(self, total: int, unit: str) -> Progress:
         """`with run.progress(n, "images") as progress: progress.advance(k)`"""
         return Progress(self.reporter, total, unit)

@@ -389,29 +389,43 @@ class Store:
         return encoders.load(self.files(record.stage, record.digest), version.reference, made_by)
 
     def gallery(self, reference: str, encoder: str) -> encoders.Gallery:
-        """Features to search in.
+        """Features to search in, or an index of some.
 
         Args:
-            reference: an artifact of the stage `embed`.
-            encoder: the REF of the encoder that must have made it.
+            reference: an artifact of the stage `embed`, or one of the stage `retrieve` that has an index.
+            encoder: the REF of the encoder that must have made the features.
 
         Raises:
             UsageError: it is something else, or another encoder made it.
+            DamagedArtifact: a file is not the one that was published.
         """
         version, maker = self.resolve(reference), self.resolve(encoder)
         record = self.record(version.stage, version.key, version.digest)
-        if record.stage != "embed":
+        if record.stage not in ("embed", "retrieve"):
             raise UsageError(
-                f"{reference} was made by {record.stage}: a gallery is a folder, or a step of the stage embed"
+                f"{reference} was made by {record.stage}: a gallery is a folder, a step of the stage embed, or one of "
+                "the stage retrieve with an index"
             )
-        if record.inputs.get("encoder") != maker.digest:
+        features = record if record.stage == "embed" else self._input(record, "embed")
+        if features.inputs.get("encoder") != maker.digest:
             raise UsageError(f"{reference} holds features of another encoder than {encoder}: embed the images with it")
         self.require_whole(record)
-        shards = next(self.record(*run) for run in record.input_runs if run[0] == "shard")
+        files, shards = self.files(record.stage, record.digest), self._input(features, "shard")
+        index = None
+        if record.stage == "retrieve":
+            index = json.loads((files / "metrics.json").read_bytes()).get("index")
+            if index is None:
+                raise UsageError(
+                    f"{reference} has no index (it is made by index: hnsw); to search without one, name features, "
+                    "which are of the stage embed"
+                )
         self.require_whole(shards)
-        looks = {name: record.settings[name] for name in ("crops", "mirror") if name in record.settings}
-        files = self.files(record.stage, record.digest)
-        return encoders.Gallery(files, self.files(shards.stage, shards.digest), looks)
+        looks = {name: features.settings[name] for name in ("crops", "mirror") if name in features.settings}
+        return encoders.Gallery(files, self.files(shards.stage, shards.digest), looks, index)
+
+    def _input(self, record: Record, stage: str) -> Record:
+        """What made the first input of that stage."""
+        return next(self.record(*run) for run in record.input_runs if run[0] == stage)
 
 
 def open_store(path: Path | str | None = None) -> Store:

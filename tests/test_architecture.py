@@ -136,6 +136,15 @@ def test_no_module_imports_itself_in_a_loop() -> None:
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load", "os.system"}
 
 
+def test_indexes_are_read_in_one_place() -> None:
+    """faiss trusts what it reads: `gallery` of the store has held the files against their digests by then."""
+    assert [name_of(path) for path in SOURCES if "faiss.read_index(" in path.read_text()] == [
+        "stages.evaluation.indexed_gallery"
+    ]
+    callers = {name_of(path) for path in SOURCES if "read_indexed_gallery(" in path.read_text()}
+    assert callers == {"stages.evaluation.indexed_gallery", "stages.encoders.search"}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nothing_that_could_run_code_from_a_file(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):

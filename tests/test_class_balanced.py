@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.images.schedule import Among, ClassBalanced, Shuffled
+from stages.images.order import order
+from stages.images.schedule import Among, ClassBalanced, Shuffled, class_key
 
 UNBALANCED = np.repeat([0, 1, 2, 3, 5, 6, 9], [1, 2, 3, 40, 41, 57, 100])[np.random.default_rng(0).permutation(244)]
 
@@ -42,6 +43,68 @@ def test_batches_are_p_different_classes_with_k_images(
             there = counts[labels[block[0]]]
             assert len(set(block)) == min(images, there), "no image comes again before all of its class were there"
             assert np.bincount(block, minlength=len(labels)).max() == -(-images // there)
+
+
+def windows_by_loops(key: int, length: int, window: int, count: int) -> list[np.ndarray]:
+    """Permutation after permutation, cut into windows; one that lacks some takes the first that it has not."""
+    found: list[np.ndarray] = []
+    left, turn = np.empty(0, dtype=np.int64), 0
+    while len(found) < count:
+        fresh = order(key, turn, length)[:]
+        if len(left):
+            added = fresh[np.isin(fresh, left, invert=True)][: window - len(left)]
+            found.append(np.concatenate([left, added]))
+            fresh = fresh[np.isin(fresh, added, invert=True)]
+        while len(fresh) >= window:
+            found.append(fresh[:window])
+            fresh = fresh[window:]
+        left = fresh
+        turn += 1
+    return found[:count]
+
+
+def epoch_by_loops(seed: int, labels: np.ndarray, classes: int, images: int, epoch: int) -> list[list[int]]:
+    """An epoch's batches, class by class."""
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    steps = max(1, len(labels) // (classes * images))
+    chosen = windows_by_loops(class_key(seed, epoch, -1), len(members), classes, steps)
+    visits = [sum(number in one for one in chosen) for number in range(len(members))]
+    drawn = [
+        iter(windows_by_loops(class_key(seed, epoch, number), len(own), min(images, len(own)), visits[number]))
+        for number, own in enumerate(members)
+    ]
+    batches = []
+    for one in chosen:
+        batch: list[int] = []
+        for number in one.tolist():
+            places = next(drawn[number])
+            batch += [int(members[number][places[image % len(places)]]) for image in range(images)]
+        batches.append(batch)
+    return batches
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=200).map(np.array),
+    st.integers(1, 13),
+    st.integers(1, 9),
+    st.integers(0, 2**31),
+    st.integers(0, 5),
+)
+def test_batches_are_those_of_loops(labels: np.ndarray, classes: int, images: int, seed: int, epoch: int) -> None:
+    classes = min(classes, len(np.unique(labels)))
+    schedule = ClassBalanced(seed, labels, classes, images)
+    steps = range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch)
+    found = [schedule.positions(step).tolist() for step in steps]
+    assert found == epoch_by_loops(seed, labels, classes, images, epoch)
+
+
+def test_batches_of_many_classes_are_those_of_loops() -> None:
+    random = np.random.default_rng(0)
+    labels = random.choice(300, 5000, p=random.dirichlet(np.full(300, 0.5)))  # some of hundreds, some of one image
+    schedule = ClassBalanced(3, labels, 20, 4)
+    found = [schedule.positions(step).tolist() for step in range(schedule.steps_per_epoch)]
+    assert found == epoch_by_loops(3, labels, 20, 4, 0)
 
 
 @settings(deadline=None, max_examples=30)

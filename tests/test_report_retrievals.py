@@ -176,6 +176,20 @@ def test_two_retrievals_of_the_same_features_are_told_apart(run_stage: RunStage,
     assert (shared["Queries"], shared["Classes of queries and of train"]) == (TEST, "shared")
 
 
+def test_an_index_stands_in_the_protocol(run_stage: RunStage, tmp_path: Path) -> None:
+    indexed = digit_store(tmp_path)
+    noisy(indexed, run_stage, "plain", 0.1)
+    noisy(indexed, run_stage, "indexed", 0.1, index="hnsw")
+    page, numbers, _ = make(run_stage, indexed, ["plain", "indexed"])
+    recall = metrics(indexed, "indexed")["index"]["recall"]["10"]
+    line = f"hnsw, finds {100 * recall:.1f}% of the ten nearest"
+    name = "Index for searches; the figures are of exact search"
+    assert {"name": name, "values": [None, line]} in numbers["retrieval_protocol"]["differing"]
+    assert line in page.text
+    rows = numbers["retrieval"]["rows"]
+    assert [one["value"] for one in rows[0]["cells"]] == [one["value"] for one in rows[1]["cells"]]
+
+
 def test_a_retrieval_without_a_probe_is_named_beside_probes() -> None:
     features = [Artifact("embed", step, step, 1, None, {}, {}, Path(step)) for step in ("one", "two")]
     card = {"kind": "pixels", "name": "pixels", "stage": None, "labels_seen": []}

@@ -9,14 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import RunStage
+from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from pipeline.errors import BadData, NotFinite
+from pipeline.settings import Estimate
 from stages.evaluation import bootstrap_interval
+from stages.evaluation.indexed_gallery import read_indexed_gallery
+from stages.evaluation.vector_index import NoIndexLibrary, Speed, measure_recall
 from stages.images.index import NoSuchAttribute
+from stages.retrieve import check_settings
 from stages.settings.retrieve import Retrieve
 
 PIXELS, DIGITS = (np.asarray(one) for one in load_digits(return_X_y=True))
@@ -266,6 +272,106 @@ def test_validation_classes_that_are_elsewhere_too_have_no_say(
     metrics = metrics_of(run_stage("retrieve", QUICK | {"open_set": {}}, {"features": features}))
     assert "1 of the 11 classes of val are classes of train" in capsys.readouterr().err
     assert sum(metrics["open_set"]["validation"]["identities"].values()) == 10
+
+
+# An index
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_stands_beside_the_figures(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    features = write(tmp_path)
+    plain, files = (run_stage("retrieve", QUICK | {"index": one}, {"features": features}) for one in ("none", kind))
+    metrics = metrics_of(files)
+    index = metrics.pop("index")
+    assert metrics == metrics_of(plain), "figures are those of the exact search"
+    assert (files / "neighbours.parquet").read_bytes() == (plain / "neighbours.parquet").read_bytes()
+    assert {path.name for path in plain.iterdir()} == {"metrics.json", "neighbours.parquet"}
+    assert (index["kind"], index["vectors"], index["dimension"], index["recall_queries"]) == (kind, 300, 64, 60)
+    assert index["bytes"] == (files / "index.faiss").stat().st_size
+    table = pq.read_table(files / "gallery.parquet").to_pydict()
+    rows = np.array(table["id"])
+    assert sorted(table["id"]) == [*range(100, 400)]
+    assert table["key"] == [f"{number}.png" for number in rows]
+    assert table["label"] == [f"digit {label}" for label in DIGITS[rows]]
+    assert set(table["split"]) == {"test"}
+    unit = PIXELS[rows] / np.linalg.norm(PIXELS[rows], axis=1, keepdims=True)
+    np.testing.assert_allclose(load_file(files / "vectors.safetensors")["vectors"], unit, atol=1e-6)
+    found = read_indexed_gallery(files, index).index.nearest(torch.from_numpy(PIXELS[100:400]), 10).index.numpy()
+    exact = np.argsort(-cosine_similarity(PIXELS[100:400], PIXELS[rows]), axis=1)[:, :10]
+    overlap = np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)])
+    assert overlap == pytest.approx(index["recall"]["10"], abs=0.05)
+    assert overlap > 0.93
+    said = capsys.readouterr().err
+    assert f"index {kind} of 300 images: finds {index['recall']['10']:.1%} of the ten nearest" in said
+    (timing,) = [json.loads(line) for line in (files.parent / "timing.jsonl").read_text().splitlines()]
+    assert 0 < timing["index_build_seconds"] < 10
+    assert 0 < timing["index_query_seconds"] < 1
+    assert 0 < timing["exact_query_seconds"] < 1
+    assert not any("seconds" in name for name in index), "what is written is a function of the inputs"
+
+
+def test_an_index_is_of_the_gallery_alone(run_stage: RunStage, tmp_path: Path) -> None:
+    files = run_stage("retrieve", QUICK | {"gallery": "train", "index": "hnsw"}, {"features": write(tmp_path)})
+    assert sorted(pq.read_table(files / "gallery.parquet")["id"].to_pylist()) == [*range(100)]
+    index = metrics_of(files)["index"]
+    assert index["recall_queries"] == 300, "none of them is in the gallery, so none is kept out of it"
+    found = read_indexed_gallery(files, index).index
+    assert measure_recall(found, torch.from_numpy(PIXELS[100:400]).float()) == index["recall"]
+
+
+def test_an_index_has_the_same_bytes_again(run_stage: RunStage, tmp_path: Path) -> None:
+    features = write(tmp_path)
+    first, second = (run_stage("retrieve", QUICK | {"index": "hnsw"}, {"features": features}) for _ in range(2))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["gallery.parquet", "index.faiss", "metrics.json", "neighbours.parquet", "vectors.safetensors"]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_a_small_gallery_gets_no_index_by_size(
+    run_stage: RunStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = write(tmp_path)
+    for index_from, made in ((301, False), (300, True)):
+        monkeypatch.setattr("stages.retrieve.INDEX_FROM", index_from)
+        files = run_stage("retrieve", QUICK | {"index": "by_size"}, {"features": features})
+        assert metrics_of(files).get("index", {}).get("kind") == ("hnsw" if made else None)
+        assert (files / "index.faiss").is_file() == made
+
+
+def test_an_index_that_is_not_worth_it_says_so(
+    run_stage: RunStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random directions, of which an index that may not look hard finds few."""
+    random = np.random.default_rng(0)
+    features = write(tmp_path, 3000, features=random.normal(size=(3000, 64)), labels=random.integers(0, 10, 3000),
+                     splits=["test"] * 3000)  # fmt: skip
+    monkeypatch.setattr("stages.evaluation.vector_index.LARGEST_EFFORT", 1)
+    said = warnings_of(run_stage, capsys, features, index="ivf", verification=False)
+    assert "the index finds less than 95% of the ten nearest; `index: none` searches exactly" in said
+    monkeypatch.setattr("stages.retrieve.measure_speed", lambda index, queries: Speed(exact=1e-5, index=1e-3))
+    said = warnings_of(run_stage, capsys, features, index="hnsw", verification=False)
+    assert "0.01 times as many queries a second" in said
+    assert "the index is no quicker than exact search here" in said
+
+
+def test_an_index_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.evaluation.vector_index.faiss", None)
+    check_settings(Retrieve.model_validate({"features": "f"}))
+    for index in ("hnsw", "ivf", "by_size"):
+        with pytest.raises(NoIndexLibrary, match=r"pip install 'simclr-pipeline\[index\]'"):
+            check_settings(Retrieve.model_validate({"features": "f", "index": index}))
+
+
+def test_an_index_is_estimated() -> None:
+    inputs = {"features": Estimate(1000, 512)}
+    plain, indexed = (
+        Retrieve.model_validate({"features": "f", "index": index}).estimate(inputs) for index in ("none", "hnsw")
+    )
+    assert indexed.disk_bytes - plain.disk_bytes == indexed.memory_bytes - plain.memory_bytes
+    assert indexed.disk_bytes - plain.disk_bytes == pytest.approx(2 * 1000 * 512 + 280_000)
 
 
 # What is said, and what is refused

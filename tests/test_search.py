@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline import cli
+from stages.evaluation import indexed_gallery
 
 RECIPE = """
 name: tiny
@@ -21,6 +22,8 @@ steps:
               projector: {{dimension: 4}}, device: cpu}}
   features: {{stage: embed, shards: shards, encoder: simclr, device: cpu}}
   averaged: {{stage: embed, shards: shards, encoder: simclr, device: cpu, mirror: true, crops: 5}}
+  indexed:  {{stage: retrieve, features: averaged, gallery: train, index: hnsw, bootstrap_samples: 100}}
+  plain:    {{stage: retrieve, features: features, gallery: train, bootstrap_samples: 100}}
 """
 
 
@@ -85,6 +88,62 @@ def test_a_folder_gives_what_features_give(world: Path, capsys: pytest.CaptureFi
         assert len(ours["neighbours"]) == 10
 
 
+def test_an_index_gives_what_features_give_and_says_what_it_is(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_features = found(world, capsys, "tiny/averaged", "--neighbours", "12")
+    by_index = found(world, capsys, "tiny/indexed", "--neighbours", "5")
+    for ours, theirs in zip(by_index, by_features, strict=True):
+        of_train = [one for one in theirs["neighbours"] if one["key"].startswith("train/")][:5]
+        assert [(one["key"], one["label"]) for one in ours["neighbours"]] == [
+            (one["key"], one["label"]) for one in of_train
+        ]
+        for one, other in zip(ours["neighbours"], of_train, strict=True):
+            assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-5)
+
+    query = str(world / "images/train/a/0.png")
+    arguments = ["search", "simclr", query, "--store", str(world / "store"), "--gallery"]
+    assert call(*arguments, "tiny/indexed") == 0
+    said = capsys.readouterr()
+    assert "the gallery has 9 images, fewer than the 10 that are asked for" in said.err
+    assert len(said.out.splitlines()) == 11
+    assert said.out.splitlines()[-1].startswith(
+        "approximate, by an index (hnsw) that found 100.0% of the ten nearest of 3 queries; features as --gallery"
+    )
+    assert call(*arguments, "tiny/indexed", "--json") == 0
+    index = json.loads(capsys.readouterr().out)["index"]
+    assert (index["kind"], index["vectors"], index["recall"]) == ("hnsw", 9, {"1": 1.0, "10": 1.0})
+    assert call(*arguments, "tiny/averaged", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["index"] is None
+    assert call(*arguments, "tiny/averaged") == 0
+    assert "approximate" not in capsys.readouterr().out
+
+
+def test_the_collage_of_an_index_shows_its_images(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = world / "indexed.png"
+    found(world, capsys, "tiny/indexed", "--neighbours", "2", "--collage", str(sheet))
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture)
+    query, nearest = (pixels[8 : 8 + 112, 8 + 120 * column :][:, :112] for column in range(2))
+    assert np.array_equal(query, nearest), "of train, so it finds itself"
+
+
+def test_a_changed_index_is_never_read(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """faiss trusts what it reads, so its reader is not reached."""
+    (path,) = (world / "store/builds/retrieve").rglob("index.faiss")
+    content, read = path.read_bytes(), []
+    monkeypatch.setattr(indexed_gallery.faiss, "read_index", lambda name: read.append(name))
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    arguments = [str(world / "images/train/a/0.png"), "--gallery", "tiny/indexed", "--store", str(world / "store")]
+    capsys.readouterr()
+    code = call("search", "simclr", *arguments)
+    path.write_bytes(content)
+    assert code == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "index.faiss has other content" in line
+    assert not read
+
+
 def test_the_collage_shows_queries_and_what_they_found(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = world / "found.png"
     found(world, capsys, "tiny/features", "--neighbours", "3", "--collage", str(sheet))
@@ -116,6 +175,8 @@ def test_fewer_images_than_asked_for_are_told(world: Path, capsys: pytest.Captur
         ("simclr", "tiny.yaml", "tiny/features", [], 6, "tiny.yaml: not an image of a known kind"),
         ("other", "images/train/a/0.png", "tiny/features", [], 2, "holds features of another encoder than other"),
         ("simclr", "images/train/a/0.png", "tiny/simclr", [], 2, "tiny/simclr was made by pretrain: a gallery is a"),
+        ("simclr", "images/train/a/0.png", "tiny/plain", [], 2, "tiny/plain has no index (it is made by index: hnsw)"),
+        ("other", "images/train/a/0.png", "tiny/indexed", [], 2, "holds features of another encoder than other"),
         ("simclr", "images/train/a/0.png", "tiny/nothing", [], 2, "nothing"),
         ("features", "images/train/a/0.png", "tiny/features", [], 2, "holds no encoder"),
         ("simclr", "images/train/a/0.png", "tiny/features", ["--collage", "x.jpg"], 2, "x.jpg: --collage is a"),

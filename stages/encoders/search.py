@@ -1,20 +1,22 @@
 """The images of a gallery that are most like a query, and a picture of them."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from stages.encoders.folder import embed_images, find_device, label_of
 from stages.encoders.ready import ReadyEncoder
 from stages.evaluation.features import read_features
+from stages.evaluation.indexed_gallery import read_indexed_gallery
 from stages.evaluation.neighbours import Neighbours, nearest
 from stages.images import Shards, UnreadableImage, open_shards, read_summary
 from stages.images.display import displayed
@@ -44,9 +46,11 @@ class UnreadableQuery(ValueError):
 
 @dataclass(frozen=True)
 class Gallery:
-    """Vectors [G, D] of any length, and what is known of the image behind each."""
+    """What can be found, and what is known of the image behind each row."""
 
-    vectors: Tensor
+    dimension: int
+    nearest: Callable[[Tensor, int], Neighbours]
+    """Of queries [Q, D] the k most similar rows, by cosine."""
     keys: Sequence[str]
     labels: Sequence[str | None]
     look: Look
@@ -56,17 +60,38 @@ def gallery_of_features(files: Path, shards: Path) -> Gallery:
     """What the stage `embed` wrote, with the shards that its images lie in."""
     features = read_features(files)
     names = [features.classes[label] if label >= 0 else None for label in features.labels.tolist()]
+    keys, look = [str(key) for key in features.keys], _look_into(shards, features.ids, features.splits)
+    return _exactly(features.features, keys, names, look)
+
+
+def gallery_of_index(files: Path, shards: Path, card: Mapping[str, Any]) -> Gallery:
+    """What the stage `retrieve` made an index of; it is searched by that.
+
+    Args:
+        card: `index` of its metrics.json.
+    """
+    found = read_indexed_gallery(files, card)
+    look = _look_into(shards, found.ids, found.splits)
+    return Gallery(found.index.vectors.shape[1], found.index.nearest, found.keys, found.labels, look)
+
+
+def _exactly(vectors: Tensor, keys: Sequence[str], labels: Sequence[str | None], look: Look) -> Gallery:
+    return Gallery(vectors.shape[1], lambda queries, k: nearest(queries, vectors, k), keys, labels, look)
+
+
+def _look_into(shards: Path, ids: NDArray[np.int64], splits: Sequence[str] | NDArray[np.str_]) -> Look:
+    """Of rows with those ids and splits."""
     opened: dict[str, tuple[Shards, dict[int, int]]] = {}
     for split in read_summary(shards)["splits"]:
         one = open_shards(shards, split)
         opened[split] = one, {identity: place for place, identity in enumerate(one.sample_ids.tolist())}
 
     def look(row: int) -> Image.Image:
-        part, places = opened[str(features.splits[row])]
-        pixels = part[places[int(features.ids[row])]].image
+        part, places = opened[str(splits[row])]
+        pixels = part[places[int(ids[row])]].image
         return Image.fromarray(displayed(pixels.permute(1, 2, 0).numpy()))
 
-    return Gallery(features.features, [str(key) for key in features.keys], names, look)
+    return look
 
 
 def gallery_of_folder(
@@ -100,7 +125,7 @@ def gallery_of_folder(
     if not kept:
         raise NoGallery(f"none of the {len(images):,} images of the gallery can be read")
     names = [name for _, name in kept]
-    return Gallery(vectors, names, [label_of(name) for name in names], lambda row: _opened(kept[row][0])), rejected
+    return _exactly(vectors, names, [label_of(name) for name in names], lambda row: _opened(kept[row][0])), rejected
 
 
 def read_vectors(path: Path) -> Tensor:
@@ -135,12 +160,12 @@ def search(queries: Tensor, gallery: Gallery, count: int) -> Neighbours:
     Raises:
         NoGallery: vectors of another size.
     """
-    if queries.shape[1] != gallery.vectors.shape[1]:
+    if queries.shape[1] != gallery.dimension:
         raise NoGallery(
-            f"the gallery has vectors of {gallery.vectors.shape[1]} numbers and the encoder makes {queries.shape[1]}: "
+            f"the gallery has vectors of {gallery.dimension} numbers and the encoder makes {queries.shape[1]}: "
             "name features of the same encoder"
         )
-    return nearest(queries, gallery.vectors, count)
+    return gallery.nearest(queries, count)
 
 
 def collage(images: Sequence[Path], gallery: Gallery, found: Neighbours) -> Image.Image:

@@ -1,6 +1,7 @@
 """The order of samples in an epoch: a keyed permutation that is computed, never stored."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,12 +29,8 @@ class Order:
         if not 0 <= length <= MAX_LENGTH:
             raise ValueError(f"length must be from 0 to 2**60, not {length}")
         self.seed, self.epoch, self.length = seed, epoch, length
-        bits = max(SMALLEST_BITS, (length - 1).bit_length())
-        self._low_bits = np.uint64(bits // 2)
-        self._low_mask = np.uint64(2 ** (bits // 2) - 1)
-        self._high_mask = np.uint64(2 ** (bits - bits // 2) - 1)
-        digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * ROUNDS).digest()
-        self._keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+        self._halves = _halves(length)
+        self._keys = _keys(seed, epoch)
 
     def __len__(self) -> int:
         return self.length
@@ -49,27 +46,38 @@ class Order:
         wanted = np.asarray(positions, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.length):
             raise IndexError(f"positions must be from 0 to {self.length - 1}")
-        values = self._permute(wanted.astype(np.uint64).ravel())
+        values = _permute(wanted.astype(np.uint64).ravel(), self._halves, self._keys)
         outside = np.flatnonzero(values >= self.length)
         while outside.size:
-            values[outside] = self._permute(values[outside])
+            values[outside] = _permute(values[outside], self._halves, self._keys)
             outside = outside[values[outside] >= self.length]
         return values.astype(np.int64).reshape(wanted.shape)
-
-    def _permute(self, values: np.ndarray) -> np.ndarray:
-        """One pass of the network over uint64 [n]."""
-        low, high = values & self._low_mask, values >> self._low_bits
-        for number, key in enumerate(self._keys):
-            if number % 2 == 0:
-                high ^= _mix(low, key) & self._high_mask
-            else:
-                low ^= _mix(high, key) & self._low_mask
-        return (high << self._low_bits) | low
 
 
 def order(seed: int, epoch: int, length: int) -> Order:
     """The order of `length` samples in an epoch: `order(seed, epoch, length)[positions]` are sample positions."""
     return Order(seed, epoch, length)
+
+
+def orders(seeds: Sequence[int], epoch: int, lengths: np.ndarray) -> np.ndarray:
+    """`order(seed, epoch, length)[:]` of every seed with its length, one after another, at the cost of one.
+
+    Args:
+        lengths: int64 [C].
+
+    Returns:
+        int64 [sum of lengths]
+    """
+    halves = np.array([_halves(length) for length in lengths.tolist()], dtype=np.uint64).reshape(-1, 3)
+    keys = np.array([_keys(seed, epoch) for seed in seeds], dtype=np.uint64).reshape(-1, ROUNDS)
+    whose = np.repeat(np.arange(len(lengths)), lengths)
+    values = (np.arange(len(whose)) - (np.cumsum(lengths) - lengths)[whose]).astype(np.uint64)
+    outside = np.arange(len(whose))
+    while outside.size:
+        there = whose[outside]
+        values[outside] = _permute(values[outside], halves[there].T, (key[there] for key in keys.T))
+        outside = outside[values[outside] >= lengths.astype(np.uint64)[there]]
+    return values.astype(np.int64)
 
 
 def hashed(seed: int, epoch: int, numbers: np.ndarray) -> np.ndarray:
@@ -79,7 +87,33 @@ def hashed(seed: int, epoch: int, numbers: np.ndarray) -> np.ndarray:
     return (_mix(_mix(numbers.astype(np.uint64), key), key) >> np.uint64(1)).astype(np.int64)
 
 
-def _mix(values: np.ndarray, key: np.uint64) -> np.ndarray:
+def _halves(length: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Bits of the lower half of a position, and masks of both halves."""
+    bits = max(SMALLEST_BITS, (length - 1).bit_length())
+    return np.uint64(bits // 2), np.uint64(2 ** (bits // 2) - 1), np.uint64(2 ** (bits - bits // 2) - 1)
+
+
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    """Of the rounds, uint64 [ROUNDS]."""
+    digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+def _permute(
+    values: np.ndarray, halves: Sequence[np.uint64] | np.ndarray, keys: Iterable[np.uint64 | np.ndarray]
+) -> np.ndarray:
+    """One pass of the network over uint64 [n]; halves and keys are of all, or [n] for each."""
+    low_bits, low_mask, high_mask = halves
+    low, high = values & low_mask, values >> low_bits
+    for number, key in enumerate(keys):
+        if number % 2 == 0:
+            high ^= _mix(low, key) & high_mask
+        else:
+            low ^= _mix(high, key) & low_mask
+    return (high << low_bits) | low
+
+
+def _mix(values: np.ndarray, key: np.uint64 | np.ndarray) -> np.ndarray:
     """A keyed hash of uint64 [n]: the finaliser of splitmix64 (Steele et al. 2014)."""
     mixed = values + key
     mixed ^= mixed >> np.uint64(30)

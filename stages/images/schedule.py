@@ -1,12 +1,12 @@
 """Which samples make the batch of each step: a pure function of the step, whatever the number of processes."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from stages.images.order import hashed, order
+from stages.images.order import hashed, order, orders
 
 
 class Schedule(Protocol):
@@ -124,9 +124,11 @@ class ClassBalanced:
     """
 
     def __init__(self, seed: int, labels: np.ndarray, classes_per_batch: int, images_per_class: int):
-        self._members = [places for places in places_of_values(labels, int(labels.max()) + 1) if len(places)]
-        if not 1 <= classes_per_batch <= len(self._members):
-            raise ValueError(f"classes_per_batch must be 1 to {len(self._members)}, not {classes_per_batch}")
+        sizes = np.bincount(labels)
+        self._sizes = sizes[sizes > 0]  # of the classes that there are
+        self._members = np.argsort(labels, kind="stable")  # class after class, each in the order of the index
+        if not 1 <= classes_per_batch <= len(self._sizes):
+            raise ValueError(f"classes_per_batch must be 1 to {len(self._sizes)}, not {classes_per_batch}")
         self._seed, self._classes, self._images = seed, classes_per_batch, images_per_class
         self._steps_per_epoch = max(1, len(labels) // (classes_per_batch * images_per_class))
         self._epochs = Epochs(self._draw)
@@ -141,14 +143,19 @@ class ClassBalanced:
 
     def _draw(self, epoch: int) -> np.ndarray:
         """All batches of an epoch, int64 [steps, P K]."""
-        chosen = _windows(class_key(self._seed, epoch, -1), len(self._members), self._classes, self._steps_per_epoch)
-        visits = places_of_values(chosen.ravel(), len(self._members))
-        batches = np.empty((chosen.size, self._images), dtype=np.int64)
-        for number, (members, visited) in enumerate(zip(self._members, visits, strict=True)):
-            images = min(self._images, len(members))
-            places = _windows(class_key(self._seed, epoch, number), len(members), images, len(visited))
-            batches[visited] = members[places[:, np.arange(self._images) % images]]
-        return batches.reshape(len(chosen), -1)
+        sizes, count = self._sizes, np.array([len(self._sizes)])
+        there, steps = np.array([self._classes]), np.array([self._steps_per_epoch])
+        classes = _windows([class_key(self._seed, epoch, -1)], count, there, steps)
+        visits, images = np.bincount(classes, minlength=len(sizes)), np.minimum(self._images, sizes)
+        keys = [class_key(self._seed, epoch, number) for number in range(len(sizes))]
+        drawn = _windows(keys, sizes, images, visits)
+        # A row for each visit, class after class: its window, again and again until there are K.
+        whose = np.repeat(np.arange(len(sizes)), visits)
+        length = images[whose][:, None]
+        places = drawn[_starts(length[:, 0])[:, None] + np.arange(self._images) % length]
+        batches = np.empty((len(classes), self._images), dtype=np.int64)
+        batches[np.argsort(classes, kind="stable")] = self._members[_starts(sizes)[whose][:, None] + places]
+        return batches.reshape(self._steps_per_epoch, -1)
 
 
 def places_of_values(values: np.ndarray, count: int) -> list[np.ndarray]:
@@ -156,31 +163,57 @@ def places_of_values(values: np.ndarray, count: int) -> list[np.ndarray]:
     return np.split(np.argsort(values, kind="stable"), np.cumsum(np.bincount(values, minlength=count))[:-1])
 
 
-def _windows(key: int, length: int, window: int, count: int) -> np.ndarray:
-    """`count` windows of `window` different things out of `length`, cut from one permutation after another.
+def _windows(keys: Sequence[int], lengths: np.ndarray, windows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """For every key: `count` windows of `window` different things out of `length`, cut from one permutation after
+    another.
 
-    Over all windows the things come equally often, within one. Where a window spans two permutations, what it has
-    already is put off in the second.
+    Over all windows of a key the things come equally often, within one. Where a window spans two permutations, what it
+    has already is put off in the second.
+
+    Args:
+        lengths, windows, counts: int64 [C]; a window is at most the length.
 
     Returns:
-        int64 [count, window]
+        int64 [sum of counts times windows], key after key, window after window.
     """
-    rows = [np.empty((0, window), dtype=np.int64)]
-    left = np.empty(0, dtype=np.int64)
-    made = turn = 0
-    while made < count:
-        fresh = order(key, turn, length)[:]
-        if len(left):
-            added = fresh[np.isin(fresh, left, invert=True)][: window - len(left)]
-            rows.append(np.concatenate([left, added])[None])
-            fresh = fresh[np.isin(fresh, added, invert=True)]
-            made += 1
-        whole = len(fresh) // window
-        rows.append(fresh[: whole * window].reshape(whole, window))
-        left = fresh[whole * window :]
-        made += whole
+    wanted = counts * windows
+    first, drawn = _starts(wanted), np.empty(wanted.sum(), dtype=np.int64)
+    turn = 0
+    while (active := np.flatnonzero(turn * lengths < wanted)).size:
+        size, made = lengths[active], turn * lengths[active]
+        fresh = orders([keys[one] for one in active.tolist()], turn, size)
+        whose, begin = np.repeat(np.arange(len(active)), size), _starts(size)
+        # What a window has that is not full yet, and how much it lacks.
+        has = made % windows[active]
+        lacks = np.where(has > 0, windows[active] - has, 0)
+        is_there = np.zeros(len(fresh), dtype=bool)
+        held = drawn[_ranges(first[active] + made - has, has)]
+        is_there[np.repeat(begin, has) + held] = True
+        free = ~is_there[begin[whose] + fresh]
+        # These fill it up, and come before the others.
+        fills = free & (_ranks(free, begin, whose) < lacks[whose])
+        ranks = _ranks(fills, begin, whose)
+        place = made[whose] + np.where(fills, ranks, lacks[whose] + np.arange(len(fresh)) - begin[whose] - ranks)
+        kept = place < wanted[active][whose]
+        drawn[first[active][whose][kept] + place[kept]] = fresh[kept]
         turn += 1
-    return np.concatenate(rows)[:count]
+    return drawn
+
+
+def _ranks(chosen: np.ndarray, begin: np.ndarray, whose: np.ndarray) -> np.ndarray:
+    """How many are chosen before each, of its own key: int64 [n]."""
+    before = np.cumsum(chosen) - chosen
+    return before - before[begin][whose]
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    """Where each of consecutive parts begins."""
+    return np.cumsum(sizes) - sizes
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each, one after another."""
+    return np.repeat(starts - _starts(sizes), sizes) + np.arange(sizes.sum())
 
 
 def class_key(seed: int, epoch: int, number: int) -> int:

@@ -230,6 +230,7 @@ PROTOCOL_NAMES = {
     "encoder_saw_labels": "Encoder learned from labels",
     "queries_sharing_a_group": "Queries with images of their group in the gallery",
     "bootstrap_samples": "Bootstrap samples",
+    "index": "Index for searches; the figures are of exact search",
 }
 
 
@@ -239,5 +240,8 @@ def retrieval_protocol(retrievals: Sequence[Retrieval]) -> dict[str, Any]:
     for one in retrievals:
         values = dict(one.metrics["protocol"])
         values["chance_recall_1"] = percent(values["chance_recall_1"], 2)
+        index = one.metrics.get("index")
+        if index is not None:
+            values["index"] = f"{index['kind']}, finds {percent(index['recall']['10'], 1)} of the ten nearest"
         cards.append(protocol_card(values, PROTOCOL_NAMES) | {"Transductive": one.transductive})
     return shared_and_differing(cards, [one.name.label for one in retrievals])

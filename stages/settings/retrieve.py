@@ -11,6 +11,11 @@ Count = Annotated[int, Field(ge=1)]
 Split = Literal["train", "val", "test"]
 TILE_BYTES = 150 * 2**20
 """Of similarities and what is made of them."""
+LINK_BYTES = 280
+"""Of an image's links to others in an index (hnsw)."""
+INDEX_FROM = 100_000
+"""Gallery images from which an index is made `by_size`: there one core takes over a millisecond for an exact query of
+128 numbers, and an index a fifth of it (docs/speed.md)."""
 
 
 class By(Settings):
@@ -59,6 +64,12 @@ class Retrieve(StageSettings):
         "pairs_difference) scores pairs for verification too, beside the cosine",
     )
     open_set: OpenSet | None = setting(None, "also with queries whose right answer is `new`")
+    index: Literal["none", "by_size", "hnsw", "ivf"] = setting(
+        "none",
+        "an index of the gallery for `simclr search`, which finds most of the nearest without looking at all of them "
+        "(the figures stay those of the exact search; it needs faiss-cpu, the extra `index`): hnsw; ivf, which is made "
+        "in less than half of the time, and may have to look longer; by_size: hnsw from 100,000 gallery images on",
+    )
 
     @property
     def splits(self) -> tuple[Split, Split]:
@@ -83,5 +94,11 @@ class Retrieve(StageSettings):
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         features = inputs["features"] if "features" in inputs else Estimate()
         # The features, the parts of them that are compared, and these on the sphere.
-        memory_bytes = LIBRARIES_BYTES + TILE_BYTES + 3 * features.samples * features.sample_bytes
-        return Estimate(features.samples, memory_bytes=memory_bytes)
+        all_bytes = features.samples * features.sample_bytes
+        memory_bytes = LIBRARIES_BYTES + TILE_BYTES + 3 * all_bytes
+        if self.index == "none":
+            return Estimate(features.samples, memory_bytes=memory_bytes)
+        # Unit vectors, and those of the index: of all samples, since how many the gallery has is not known here.
+        index_bytes = 2 * all_bytes + features.samples * LINK_BYTES
+        disk_bytes = Estimate().disk_bytes + index_bytes
+        return Estimate(features.samples, disk_bytes=disk_bytes, memory_bytes=memory_bytes + index_bytes)
