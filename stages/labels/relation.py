@@ -48,6 +48,10 @@ class LabelRelation:
         return shared / (sizes + other_sizes - shared).clamp_min(1) >= self.threshold
 
 
+ANY_SHARED = LabelRelation()
+"""What is meant where nothing else is said."""
+
+
 def is_labelled(labels: Tensor) -> Tensor:
     """Which samples have a label, in either form: bool [n]."""
     return labels >= 0 if labels.ndim == 1 else labels.any(dim=1)
