@@ -1,6 +1,6 @@
 """The supervised losses as a recipe says them: `loss: {name: arcface, margin: 0.4}`. One class each."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -361,6 +361,9 @@ LOSSES: tuple[type[LossSettings], ...] = (
     SoftTriple, LiftedStructure,
 )  # fmt: skip
 """Every loss, in the order of the documentation; stages/losses/registry.py has the same names."""
+
+OF_SEVERAL_LABELS = tuple(get_args(loss.model_fields["name"].annotation)[0] for loss in LOSSES if loss.several_labels)
+"""Names of those that take images with several labels."""
 
 LossChoice = one_or_several(LOSSES)
 """One loss, or several whose weighted sum counts."""

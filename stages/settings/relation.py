@@ -1,0 +1,24 @@
+"""Settings that say which images with several labels belong together."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from pipeline.settings import Settings, setting
+
+
+class Relation(Settings):
+    """Which images with several labels belong together; of one label each it is the label, whatever is said here."""
+
+    kind: Literal["any", "all", "jaccard"] = setting(
+        description="any: they share a label; all: they have the same labels; jaccard: they share enough of them"
+    )
+    threshold: float | None = setting(
+        None, "of jaccard: share of the labels that either has which both have, at least; left out: 0.5", gt=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "Relation":
+        if self.threshold is not None and self.kind != "jaccard":
+            raise ValueError(f"threshold: {self.kind} has none; it is of jaccard")
+        return self
