@@ -15,7 +15,7 @@ from stages.images import Shards, open_shards, read_summary
 from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches
 from stages.images.loader import BatchLoader
 from stages.images.targets import Targets, targets_of
-from stages.labels import LabelRelation
+from stages.labels import ANY_SHARED, LabelRelation
 from stages.losses import Task
 from stages.losses.combined import Combined, Part
 from stages.losses.registry import build_loss
@@ -187,9 +187,7 @@ def _in_words(samples: Labelled, images: int) -> str:
 def _relation(settings: Finetune) -> LabelRelation:
     """Which images with several labels belong together."""
     asked = settings.label_relation
-    if asked is None:
-        return LabelRelation()
-    return LabelRelation(asked.kind) if asked.threshold is None else LabelRelation(asked.kind, asked.threshold)
+    return ANY_SHARED if asked is None else LabelRelation(**asked.model_dump())
 
 
 def _steps(settings: Finetune, steps_per_epoch: int) -> int:

@@ -173,7 +173,7 @@ def test_a_relation_that_is_not_named_is_not_in_the_key() -> None:
     plain = Finetune.model_validate({"shards": "shards", "encoder": "random"})
     assert "label_relation" not in hashed_subset(plain)
     named = plain.model_copy(update={"label_relation": Relation(kind="all")})
-    assert hashed_subset(named)["label_relation"] == {"kind": "all", "threshold": None}
+    assert hashed_subset(named)["label_relation"] == {"kind": "all", "threshold": 0.5}
 
 
 def test_with_one_label_each_a_relation_changes_nothing(run_stage: RunStage) -> None:

@@ -13,12 +13,12 @@ class Relation(Settings):
     kind: Literal["any", "all", "jaccard"] = setting(
         description="any: they share a label; all: they have the same labels; jaccard: they share enough of them"
     )
-    threshold: float | None = setting(
-        None, "of jaccard: share of the labels that either has which both have, at least; left out: 0.5", gt=0, le=1
+    threshold: float = setting(
+        0.5, "of jaccard: share of the labels that either has which both have, at least", gt=0, le=1
     )
 
     @model_validator(mode="after")
     def _check(self) -> "Relation":
-        if self.threshold is not None and self.kind != "jaccard":
+        if "threshold" in self.model_fields_set and self.kind != "jaccard":
             raise ValueError(f"threshold: {self.kind} has none; it is of jaccard")
         return self
