@@ -28,7 +28,12 @@ FIGURES = {
     "AUROC of new": ("open_set", "auroc"),
     "linear": ("linear", "top1"),
     "20-NN": ("knn", "20", "top1"),
+    "mAP": ("linear", "map"),
+    "macro F1": ("linear", "macro_f1"),
 }
+RARE_FIGURES = {"mAP, rare": "average_precision", "F1, rare": "f1"}
+RARE = 3
+"""Labels that the fewest training images have, where images have several."""
 
 
 def main() -> int:
@@ -44,7 +49,11 @@ def main() -> int:
     if not rows:
         print(f"no probe or retrieval of {arguments.recipe} in {store.path}", file=sys.stderr)
         return 2
-    columns = [name for name in FIGURES if any(name in one for found in rows.values() for one in found.values())]
+    columns = [
+        name
+        for name in (*FIGURES, *RARE_FIGURES)
+        if any(name in one for found in rows.values() for one in found.values())
+    ]
     print(f"| step | seeds | {' | '.join(columns)} | seconds |")
     print("|" + " --- |" * (len(columns) + 3))
     for step, found in rows.items():
@@ -64,8 +73,16 @@ def by_seed(store: Store, recipe: str, step: str) -> dict[int, dict[str, float]]
         metrics = json.loads((store.files(version.stage, version.digest) / "metrics.json").read_text())
         figures = {name: value for name, path in FIGURES.items() if (value := at(metrics, path)) is not None}
         tuned = next((one for one in reversed(store.ancestors(record)) if one.stage == "finetune"), None)
+        figures |= of_rare_labels(metrics)
         found[seed_of(store, record)] = figures | ({} if tuned is None else {"seconds": tuned.seconds})
     return found
+
+
+def of_rare_labels(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Of a probe of several labels: means over the labels that the fewest training images have, of those in test."""
+    rows = at(metrics, ("linear", "per_class")) or []
+    rare = [row for row in rows if row.get("average_precision") is not None and row["train"]][:RARE]
+    return {name: fmean(row[key] for row in rare) for name, key in RARE_FIGURES.items() if "several_labels" in metrics}
 
 
 def seed_of(store: Store, record: Record) -> int:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import RunStage, stage_runner
-from mosaics import Mosaics, make_mosaics, write_mosaics
 from processes import run_in_processes
 from test_finetune_options import Seen, lines
 from test_finetune_processes import finetune
 from torch import Tensor, distributed
 
+from benchmarks.mosaics import Mosaics, make_mosaics, write_mosaics
 from pipeline.errors import BadData
 from pipeline.launcher import Place
 from pipeline.ranks import Ranks

@@ -343,7 +343,9 @@ def test_pairs_of_one_kind(run_stage: RunStage, tmp_path: Path, capsys: pytest.C
 
 
 def test_an_open_set_is_for_one_label(run_stage: RunStage, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"^retrieve.open_set: 7 images have several labels, and an identity is one label"):
+    with pytest.raises(
+        BadData, match=r"^retrieve.open_set: 7 images have several labels, and an identity is one label"
+    ):
         run_stage("retrieve", QUICK | {"open_set": {}}, {"features": write(tmp_path, several=7)})
 
 
