@@ -49,11 +49,8 @@ def main() -> int:
     if not rows:
         print(f"no probe or retrieval of {arguments.recipe} in {store.path}", file=sys.stderr)
         return 2
-    columns = [
-        name
-        for name in (*FIGURES, *RARE_FIGURES)
-        if any(name in one for found in rows.values() for one in found.values())
-    ]
+    there = {name for found in rows.values() for one in found.values() for name in one}
+    columns = [name for name in (*FIGURES, *RARE_FIGURES) if name in there]
     print(f"| step | seeds | {' | '.join(columns)} | seconds |")
     print("|" + " --- |" * (len(columns) + 3))
     for step, found in rows.items():
@@ -80,9 +77,10 @@ def by_seed(store: Store, recipe: str, step: str) -> dict[int, dict[str, float]]
 
 def of_rare_labels(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Of a probe of several labels: means over the labels that the fewest training images have, of those in test."""
-    rows = at(metrics, ("linear", "per_class")) or []
-    rare = [row for row in rows if row.get("average_precision") is not None and row["train"]][:RARE]
-    return {name: fmean(row[key] for row in rare) for name, key in RARE_FIGURES.items() if "several_labels" in metrics}
+    if "several_labels" not in metrics:
+        return {}
+    rows = [row for row in metrics["linear"]["per_class"] if row["average_precision"] is not None and row["train"]]
+    return {name: fmean(row[key] for row in rows[:RARE]) for name, key in RARE_FIGURES.items()}
 
 
 def seed_of(store: Store, record: Record) -> int:
