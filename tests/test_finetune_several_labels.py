@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_finetune_options
 import torch
 from conftest import RunStage, stage_runner
 from processes import run_in_processes
@@ -185,6 +186,16 @@ def test_with_one_label_each_a_relation_changes_nothing(run_stage: RunStage) -> 
     )
     for path in plain.iterdir():
         assert path.read_bytes() == (named / path.name).read_bytes()
+
+
+def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory of several labels is part of the checkpoint."""
+    loss = [{"name": "contrastive", "memory": 40, "memory_start": 0.0}, {"name": "focal"}]
+    changes = {"loss": loss, "label_fraction": 1.0, "label_relation": {"kind": "jaccard"}}
+    resumed = test_finetune_options.test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run
+    resumed(shards, tmp_path, changes, monkeypatch)
 
 
 # Several processes
