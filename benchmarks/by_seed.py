@@ -30,7 +30,12 @@ FIGURES = {
     "20-NN": ("knn", "20", "top1"),
     "linear, 5% of labels": ("label_curve", "5pct", "top1"),
     "20-NN, 5% of labels": ("label_curve", "5pct", "knn", "20", "top1"),
+    "mAP": ("linear", "map"),
+    "macro F1": ("linear", "macro_f1"),
 }
+RARE_FIGURES = {"mAP, rare": "average_precision", "F1, rare": "f1"}
+RARE = 3
+"""Labels that the fewest training images have, where images have several."""
 
 
 def main() -> int:
@@ -46,7 +51,8 @@ def main() -> int:
     if not rows:
         print(f"no probe or retrieval of {arguments.recipe} in {store.path}", file=sys.stderr)
         return 2
-    columns = [name for name in FIGURES if any(name in one for found in rows.values() for one in found.values())]
+    there = {name for found in rows.values() for one in found.values() for name in one}
+    columns = [name for name in (*FIGURES, *RARE_FIGURES) if name in there]
     print(f"| step | seeds | {' | '.join(columns)} | seconds | MiB |")
     print("|" + " --- |" * (len(columns) + 4))
     for step, found in rows.items():
@@ -69,6 +75,7 @@ def by_seed(store: Store, recipe: str, step: str) -> dict[int, dict[str, float]]
         metrics = json.loads((store.files(version.stage, version.digest) / "metrics.json").read_text())
         figures = {name: value for name, path in FIGURES.items() if (value := at(metrics, path)) is not None}
         tuned = next((one for one in reversed(store.ancestors(record)) if one.stage == "finetune"), None)
+        figures |= of_rare_labels(metrics)
         found[seed_of(store, record)] = figures | ({} if tuned is None else costs_of(tuned))
     return found
 
@@ -78,6 +85,14 @@ def costs_of(record: Record) -> dict[str, float]:
     peaks = [one["peak_memory_bytes"] for one in record.attempts if one.get("peak_memory_bytes")]
     most = max((one["device"] or one["host"] or 0 for one in peaks), default=0)
     return {"seconds": record.seconds} | ({"mib": most / 2**20} if most else {})
+
+
+def of_rare_labels(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Of a probe of several labels: means over the labels that the fewest training images have, of those in test."""
+    if "several_labels" not in metrics:
+        return {}
+    rows = [row for row in metrics["linear"]["per_class"] if row["average_precision"] is not None and row["train"]]
+    return {name: fmean(row[key] for row in rows[:RARE]) for name, key in RARE_FIGURES.items()}
 
 
 def seed_of(store: Store, record: Record) -> int:

@@ -16,6 +16,7 @@ from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_
 from stages.images.loader import BatchLoader
 from stages.images.pseudo_labels import Learned, PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from stages.images.targets import Targets, targets_of
+from stages.labels import ANY_SHARED, LabelRelation
 from stages.losses import Task
 from stages.losses.combined import Combined, Part
 from stages.losses.registry import build_loss
@@ -139,7 +140,8 @@ def finetune(run: Run, settings: Finetune) -> None:
                 images = views(batch.images, batch.sample_ids, visits, batch.sizes)  # [views, B, C, h, w]
                 images = _mirrored(images, plan.samples.mirrored[rows]).flatten(0, 1)
                 images = images.contiguous(memory_format=memory_format)
-                labels = torch.from_numpy(plan.answers(step, run.rank, run.ranks)).repeat(number_of_views)
+                labels = torch.from_numpy(plan.answers(step, run.rank, run.ranks))
+                labels = torch.cat([labels] * number_of_views)  # [views x B], or [views x B, classes]
             with training.part("encoder forward"), run.autocast(settings.precision):
                 embeddings = embed(images)  # [views x B, D]
             with training.part("loss"):
@@ -173,13 +175,15 @@ class Objective(nn.Module):
             self.projection = build_projector(size, **settings.projection.model_dump())
             size = settings.projection.dimension
         task = Task(size, tuple(samples.counts.tolist()))
+        if samples.have_several:
+            task = replace(task, relation=_relation(settings), samples=int(samples.known.sum()))
         parts = [Part(one.title, build_loss(one.title, one.options, task), one.weight, one.classifies)
                  for one in settings.losses]  # fmt: skip
         self.names = samples.names
         self.loss = Combined(parts, build_bottleneck(size) if settings.neck == "bn" else None)
 
     def forward(self, embeddings: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """[N, D], [N] -> the loss and figures, see Loss."""
+        """[N, D], labels of each -> the loss and figures, see Loss."""
         return self.loss(embeddings if self.projection is None else self.projection(embeddings), labels, progress)
 
     @property
@@ -194,9 +198,15 @@ class Objective(nn.Module):
 
 def _in_words(samples: Labelled, images: int) -> str:
     """`of 10 classes`, with what is mirrored or negative-only."""
-    negative = int((samples.labels < 0).sum())
+    negative = int((~samples.known).sum())
     more = f" as {len(samples):,} samples" if len(samples) != images else ""
     return f"of {len(samples.names):,} classes{more}" + (f", {negative:,} of them negative-only" if negative else "")
+
+
+def _relation(settings: Finetune) -> LabelRelation:
+    """Which images with several labels belong together."""
+    asked = settings.label_relation
+    return ANY_SHARED if asked is None else LabelRelation(**asked.model_dump())
 
 
 def _steps(settings: Finetune, steps_per_epoch: int) -> int:
@@ -247,24 +257,28 @@ def _given(run: Run, settings: Finetune, shards: Shards) -> Lesson:
 
 def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targets) -> np.ndarray:
     """Positions of the labelled training images that are used, ascending: int64 [n]."""
-    if settings.target is None and any(len(labels) > 1 for labels in shards.label_lists):
+    if targets.are_several and settings.of_one_label is not None:
         raise BadData(
-            f"{run.step}: images with several labels; {settings.loss_name} learns from one label an image; `target` "
-            "names an attribute to learn in their place"
+            f"{run.step}: images with several labels; {settings.of_one_label}; `target` names an attribute to learn in "
+            "their place"
         )
     what = "label" if settings.target is None else settings.target
-    labelled = np.flatnonzero(targets.labels >= 0)
+    labelled = np.flatnonzero(targets.known)
     if not len(labelled):
         raise BadData(f"{run.step}: no training image has a {what}; fine-tuning needs them (a folder for each class)")
     if len(labelled) < len(shards):
         left = "are left out" if settings.pseudo_labels is None else "have a pseudo-label or are left out"
         run.warn(f"{len(shards) - len(labelled):,} of {len(shards):,} training images have no {what} and {left}")
-    labels = targets.labels[labelled]
-    if len(np.unique(labels)) < 2:
-        only = targets.classes[labels[0]]
-        raise BadData(f"{run.step}: all {len(labels):,} labelled training images are {only!r}; two classes are needed")
+    classes = targets.present(labelled)
+    if len(classes) < 2:
+        only = targets.classes[classes[0]]
+        raise BadData(
+            f"{run.step}: all {len(labelled):,} labelled training images are {only!r}; two classes are needed"
+        )
     ids = shards.sample_ids.numpy()[labelled]
-    return labelled[label_subset(labels, ids, settings.label_fraction, run.seed, settings.label_subset)]
+    return labelled[
+        label_subset(targets.strata(labelled), ids, settings.label_fraction, run.seed, settings.label_subset)
+    ]
 
 
 def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen: np.ndarray) -> Plan:
@@ -280,6 +294,7 @@ def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen
         positive_share=settings.positive_share,
         negatives_per_batch=settings.negatives_per_batch,
         classes_of_one=settings.classes_of_one,
+        by_set=_relation(settings).kind == "all",
     )
     if settings.hierarchy is not None:
         above = np.asarray([name or "" for name in shards.attribute(settings.hierarchy)])  # without one: alike

@@ -199,7 +199,7 @@ def _retrievals(
     for artifact, name in zip(artifacts, names, strict=True):
         searched = by_digest[artifact.inputs["features"][0]]
         one = read_retrieval(artifact, name, searched.features, searched.artifact.digest)
-        seen = query_images_seen(lineage, searched.artifact, one.ids, one.labels)
+        seen = query_images_seen(lineage, searched.artifact, one.ids, one.classes)
         found.append(replace(one, seen=tuple(seen)))
     return found
 

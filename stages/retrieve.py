@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from stages.evaluation import (
     bootstrap_interval,
     choose_threshold,
     count_pairs,
+    label_targets,
     map_at_5_interval,
     open_set_curve,
     oscr,
@@ -45,6 +47,7 @@ from stages.evaluation.vector_index import (
     measure_speed,
     require_library,
 )
+from stages.labels import ANY_SHARED, LabelRelation, is_labelled
 from stages.models import load_card, load_head
 from stages.models.heads import PairHead
 from stages.settings.retrieve import INDEX_FROM, OpenSet, Retrieve
@@ -68,6 +71,7 @@ def retrieve(run: Run, settings: Retrieve) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
+    features = _with_label_sets(run, settings, features)
     column = None if settings.by is None else FeatureFile(run.input("features")).attribute(settings.by.column)
     sets = _arrange(run, settings, features, column, *settings.splits)
     _check(run, settings, sets)
@@ -78,10 +82,11 @@ def retrieve(run: Run, settings: Retrieve) -> None:
         ranking = rank_gallery(
             sets.queries.features,
             sets.gallery.features,
-            sets.queries.labels,
-            sets.gallery.labels,
+            sets.queries.relating,
+            sets.gallery.relating,
             sets.same,
             settings.neighbours,
+            sets.relation,
         )
         metrics = _figures(run, settings, sets, ranking)
         progress.advance()
@@ -107,6 +112,30 @@ def retrieve(run: Run, settings: Retrieve) -> None:
     run.count(queries=len(sets.queries), gallery=len(sets.gallery), map_at_r=metrics["map_at_r"], **headline)
 
 
+def _with_label_sets(run: Run, settings: Retrieve, features: Features) -> Features:
+    """The same with all labels of each sample, if queries or gallery images have several."""
+    several = (features.label_counts > 1) & np.isin(features.splits, settings.splits)
+    if not several.any():
+        return features
+    if settings.open_set is not None:
+        raise BadData(
+            f"{run.step}.open_set: {int(several.sum()):,} images have several labels, and an identity is one label: "
+            "leave open_set out"
+        )
+    if settings.head is not None:
+        raise BadData(
+            f"{run.step}.head: {int(several.sum()):,} images have several labels, and a head of pairs learns from one: "
+            "leave head out"
+        )
+    return replace(features, label_sets=torch.from_numpy(label_targets(FeatureFile(run.input("features")))))
+
+
+def _relation(settings: Retrieve) -> LabelRelation:
+    """Which images with several labels belong together."""
+    asked = settings.relation
+    return ANY_SHARED if asked is None else LabelRelation(**asked.model_dump())
+
+
 def _arrange(
     run: Run, settings: Retrieve, features: Features, column: Values | None, query_split: str, gallery_split: str
 ) -> QuerySets:
@@ -114,7 +143,7 @@ def _arrange(
     by = settings.by
     queries = _part(run, settings, features, column, query_split, () if by is None else by.queries)
     gallery = _part(run, settings, features, column, gallery_split, () if by is None else by.gallery)
-    labelled = np.flatnonzero(queries.labels.numpy() >= 0)
+    labelled = np.flatnonzero(is_labelled(queries.relating).numpy())
     if not len(labelled):
         raise BadData(
             f"{run.step}: no {query_split} image that is a query has a label; retrieval needs them (a folder for each "
@@ -122,12 +151,12 @@ def _arrange(
         )
     if len(labelled) < len(queries):
         run.warn(f"{len(queries) - len(labelled):,} of {len(queries):,} queries have no label and are left out")
-    unlabelled = int((gallery.labels < 0).sum())
+    unlabelled = int((~is_labelled(gallery.relating)).sum())
     if unlabelled:
         run.warn(
             f"{unlabelled:,} of {len(gallery):,} gallery images have no label: they count as wrong where they are found"
         )
-    return pair_sets(queries.select(labelled), gallery)
+    return pair_sets(queries.select(labelled), gallery, _relation(settings))
 
 
 def _part(
@@ -150,25 +179,40 @@ def _part(
                 f"{run.step}.by: no {split} image has {settings.by.column} {lacking[0]!r}; there are {_listed(there)}"
             )
         chosen &= np.isin(text, values)
-    part = features.select(np.flatnonzero(chosen))
-    several = int((part.label_counts > 1).sum())
-    if several:
-        raise BadData(
-            f"{run.step}: {several:,} of {len(part):,} {split} images have several labels; retrieval by several labels "
-            "comes with a later version"
-        )
-    return part
+    return features.select(np.flatnonzero(chosen))
 
 
 def _check(run: Run, settings: Retrieve, sets: QuerySets) -> None:
     """Whether there is something to find, and a word about what a reader of the figures should know."""
-    queries, gallery, classes = sets.queries, sets.gallery, sets.queries.classes
+    queries = sets.queries
     lost = sets.relevant == 0
     if lost.all():
         raise BadData(
             f"{run.step}: no query has another image of its class in the gallery: of {len(queries):,} queries none "
             "can be answered; `gallery` or `by` names another"
         )
+    if queries.label_sets is None:
+        _check_classes(run, sets, lost)
+    else:
+        _check_label_sets(run, sets, lost)
+    smallest = int(sets.searched.min())
+    beyond = [k for k in settings.recall_at if k > smallest]
+    if beyond:
+        run.warn(
+            f"k = {', '.join(map(str, beyond))} is more than the {smallest:,} images that a query is compared with: "
+            f"recall there is that at {smallest:,} (recall_at)"
+        )
+    sharing = sets.sharing_a_group()
+    if sharing:
+        run.warn(
+            f"{sharing:,} of {len(queries):,} queries have images of their own group in the gallery: the figures "
+            "flatter"
+        )
+
+
+def _check_classes(run: Run, sets: QuerySets, lost: NDArray[np.bool_]) -> None:
+    """The same of images with one label each. lost: bool [Q], queries with nothing to find."""
+    queries, gallery, classes = sets.queries, sets.gallery, sets.queries.classes
     if len(gallery.labels.unique()) == 1:
         raise BadData(
             f"{run.step}: all {len(gallery):,} gallery images are {classes[int(gallery.labels[0])]!r}: whatever is "
@@ -179,28 +223,34 @@ def _check(run: Run, settings: Retrieve, sets: QuerySets) -> None:
             f"the gallery has no other image of the class {_names(classes, queries.labels[lost].unique().tolist())}: "
             f"{int(lost.sum()):,} of {len(queries):,} queries are left out of the figures"
         )
-    smallest = int(sets.searched.min())
-    beyond = [k for k in settings.recall_at if k > smallest]
-    if beyond:
-        run.warn(
-            f"k = {', '.join(map(str, beyond))} is more than the {smallest:,} images that a query is compared with: "
-            f"recall there is that at {smallest:,} (recall_at)"
-        )
     identities = len(queries.labels[~torch.from_numpy(lost)].unique())
     if identities < FEW_IDENTITIES:
         run.warn(f"the queries are of {identities} classes: too few for an interval to be relied on")
-    sharing = sets.sharing_a_group()
-    if sharing:
-        run.warn(
-            f"{sharing:,} of {len(queries):,} queries have images of their own group in the gallery: the figures "
-            "flatter"
+
+
+def _check_label_sets(run: Run, sets: QuerySets, lost: NDArray[np.bool_]) -> None:
+    """The same of images with several labels."""
+    kind = sets.relation.kind
+    if (sets.relevant == sets.searched).all():
+        raise BadData(
+            f"{run.step}: every gallery image belongs to every query (relation: {kind}): whatever is found is right; "
+            "`relation` names a stricter one"
         )
+    if lost.any():
+        run.warn(
+            f"to {int(lost.sum()):,} of {len(sets.queries):,} queries no other gallery image belongs (relation: {kind})"
+            ": they are left out of the figures"
+        )
+    groups = sets.drawn_whole
+    if groups is not None and len(np.unique(groups[~lost])) < FEW_IDENTITIES:
+        run.warn(f"the queries are of {len(np.unique(groups[~lost]))} groups: too few for an interval to be relied on")
 
 
 def _figures(run: Run, settings: Retrieve, sets: QuerySets, ranking: Ranking) -> dict[str, Any]:
-    """Means over the queries that have something to find, with intervals that draw whole classes."""
+    """Means over the queries that have something to find, with intervals that draw whole classes (of several labels
+    whole groups, or queries)."""
     counted = ranking.has_relevant
-    groups = sets.queries.labels.numpy()[counted]
+    groups = None if sets.drawn_whole is None else sets.drawn_whole[counted]
 
     def mean(name: str, values: NDArray) -> dict[str, Any]:
         interval = bootstrap_interval(values[counted], settings.bootstrap_samples, run.seed, groups=groups)
@@ -223,7 +273,12 @@ def _figures(run: Run, settings: Retrieve, sets: QuerySets, ranking: Ranking) ->
 def _verification(run: Run, sets: QuerySets) -> dict[str, Any] | None:
     """Errors over all pairs; None where there are not pairs of both kinds."""
     genuine, impostors = count_pairs(
-        sets.queries.features, sets.gallery.features, sets.queries.labels, sets.gallery.labels, sets.same
+        sets.queries.features,
+        sets.gallery.features,
+        sets.queries.relating,
+        sets.gallery.relating,
+        sets.same,
+        sets.relation,
     )
     if not genuine.any() or not impostors.any():
         run.warn("no verification: there are no pairs of images of different classes")
@@ -357,19 +412,20 @@ def _protocol(settings: Retrieve, features: Features, sets: QuerySets) -> dict[s
     """How the figures came about."""
     relevant = sets.relevant
     found = relevant > 0
-    asked = np.unique(sets.queries.labels.numpy())
+    asked = _classes(sets.queries)
     in_train = int(np.isin(asked, _train_labels(features)).sum())
-    return {
+    several = {} if sets.queries.label_sets is None else _label_protocol(sets)
+    return several | {
         "queries": len(sets.queries),
         "gallery": len(sets.gallery),
         "splits": dict(zip(("queries", "gallery"), settings.splits, strict=True)),
         "by": None if settings.by is None else settings.by.model_dump(mode="json"),
         "leave_one_out": bool((sets.same >= 0).any()),
         "identities": len(asked),
-        "gallery_identities": len(np.unique(sets.gallery.labels[sets.gallery.labels >= 0])),
-        "gallery_without_label": int((sets.gallery.labels < 0).sum()),
+        "gallery_identities": len(_classes(sets.gallery)),
+        "gallery_without_label": int((~is_labelled(sets.gallery.relating)).sum()),
         "queries_without_match": int((~found).sum()),
-        "identities_without_match": len(np.unique(sets.queries.labels[~found])),
+        "identities_without_match": len(np.setdiff1d(asked, _classes(sets.queries.select(np.flatnonzero(found))))),
         "chance_recall_1": float((relevant[found] / sets.searched[found]).mean()),
         "classes": "shared" if in_train else "disjoint",
         "query_classes_in_train": in_train,
@@ -380,10 +436,29 @@ def _protocol(settings: Retrieve, features: Features, sets: QuerySets) -> dict[s
     }
 
 
+def _label_protocol(sets: QuerySets) -> dict[str, Any]:
+    """What else is to be said of images with several labels."""
+    relation: dict[str, Any] = {"kind": sets.relation.kind}
+    if sets.relation.kind == "jaccard":
+        relation["threshold"] = sets.relation.threshold
+    return {
+        "several_labels": True,
+        "relation": relation,
+        "intervals_draw": "queries" if sets.drawn_whole is None else "groups of queries",
+    }
+
+
+def _classes(part: Features) -> NDArray[np.int64]:
+    """Labels that some samples have, ascending."""
+    if part.label_sets is not None:
+        return np.flatnonzero(part.label_sets.any(dim=0).numpy())
+    labels = part.labels.numpy()
+    return np.unique(labels[labels >= 0])
+
+
 def _train_labels(features: Features) -> NDArray[np.int64]:
     """Labels that training images have."""
-    labels = features.labels.numpy()[features.splits == "train"]
-    return np.unique(labels[labels >= 0])
+    return _classes(features.select(np.flatnonzero(features.splits == "train")))
 
 
 def _index(run: Run, kind: Kind, sets: QuerySets) -> dict[str, Any]:
@@ -417,19 +492,21 @@ def _index(run: Run, kind: Kind, sets: QuerySets) -> dict[str, Any]:
 def _write_neighbours(run: Run, sets: QuerySets, ranking: Ranking) -> None:
     """A row a query: its nearest gallery images, and its own figures for comparisons in pairs."""
     index = ranking.neighbours.index.numpy()
-    right = sets.gallery.labels.numpy()[index] == sets.queries.labels.numpy()[:, None]
     columns = {
         "id": pa.array(sets.queries.ids, pa.int64()),
         "label": pa.array(sets.queries.labels.numpy(), pa.int32()),
         "neighbours": pa.array([*sets.gallery.ids[index]], pa.list_(pa.int64())),
         "similarities": pa.array([*ranking.neighbours.similarity.numpy()], pa.list_(pa.float32())),
-        "right": pa.array([*right], pa.list_(pa.bool_())),
+        "right": pa.array([*ranking.right], pa.list_(pa.bool_())),
         "relevant": pa.array(ranking.relevant, pa.int64()),
         "first_rank": pa.array(ranking.first, pa.int64()),
         "r_precision": pa.array(ranking.r_precision),
         "average_precision_at_r": pa.array(ranking.average_precision_at_r),
         "average_precision_at_5": pa.array(ranking.average_precision_at_5),
     }
+    if sets.queries.label_sets is not None:
+        rows = [np.flatnonzero(row) for row in sets.queries.label_sets.numpy()]
+        columns["labels"] = pa.array(rows, pa.list_(pa.int32()))
     pq.write_table(pa.table(columns), run.out / "neighbours.parquet", compression="none")
 
 

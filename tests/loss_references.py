@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,35 @@ from torch import Tensor
 
 Parameters = dict[str, Tensor]
 Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Several labels of a row, and the relation: any shared, all shared, or a Jaccard index from a threshold on."""
+
+    names: frozenset[int]
+    kind: str = "any"
+    threshold: float = 0.5
+
+    def belongs_to(self, other: "LabelSet") -> bool:
+        shared, either = len(self.names & other.names), len(self.names | other.names)
+        if shared == 0:
+            return False
+        return {"any": True, "all": shared == either, "jaccard": shared / either >= self.threshold}[self.kind]
+
+
+Label = int | LabelSet
+"""Of a row; a number below 0 and an empty set are none."""
+
+
+def classes_of(label: Any) -> list[int]:
+    if isinstance(label, LabelSet):
+        return sorted(label.names)
+    return [label] if label >= 0 else []
+
+
+def together(one: Any, other: Any) -> bool:
+    return one.belongs_to(other) if isinstance(one, LabelSet) else one == other and one >= 0
 
 
 def unit(rows: Tensor) -> list[Tensor]:
@@ -19,12 +49,12 @@ def distance(left: Tensor, right: Tensor) -> Tensor:
     return (left - right).norm()
 
 
-def positives_of(a: int, labels: list[int]) -> list[int]:
-    return [p for p in range(len(labels)) if p != a and labels[p] == labels[a] and labels[a] >= 0]
+def positives_of(a: int, labels: list[Any]) -> list[int]:
+    return [p for p in range(len(labels)) if p != a and together(labels[p], labels[a])]
 
 
-def negatives_of(a: int, labels: list[int]) -> list[int]:
-    return [n for n in range(len(labels)) if labels[n] != labels[a] and labels[a] >= 0]
+def negatives_of(a: int, labels: list[Any]) -> list[int]:
+    return [n for n in range(len(labels)) if n != a and classes_of(labels[a]) and not together(labels[n], labels[a])]
 
 
 def mean(losses: list[Tensor]) -> Tensor:
@@ -69,8 +99,8 @@ def bce(options: Options, rows: Tensor, labels: list[int], p: Parameters, counts
         parts = []
         for k, (w, b) in enumerate(zip(p["head.weight"], p["head.bias"], strict=True)):
             probability = 1 / (1 + (-(w @ row + b)).exp())
-            of_truth = probability if k == label else 1 - probability
-            balance = 1.0 if alpha is None else alpha if k == label else 1 - alpha
+            of_truth = probability if k in classes_of(label) else 1 - probability
+            balance = 1.0 if alpha is None else alpha if k in classes_of(label) else 1 - alpha
             parts.append(-weights[k] * balance * (1 - of_truth) ** gamma * of_truth.log())
         losses.append(torch.stack(parts).sum())
     return mean(losses)
@@ -183,7 +213,7 @@ def margin(options: Options, rows: Tensor, labels: list[int], p: Parameters, cou
     losses = []
     for pairs, sign in ((positives, 1), (negatives, -1)):
         for a, b in pairs:
-            beta = p["beta"][labels[a]]
+            beta = torch.stack([p["beta"][k] for k in classes_of(labels[a])]).mean()
             loss = options["alpha"] + sign * (distance(units[a], units[b]) - beta)
             if loss > 0:
                 losses.append(loss + options["beta_weight"] * beta)
@@ -199,7 +229,7 @@ def multi_similarity(
     alpha, beta, base = options["alpha"], options["beta"], options["base"]
     losses = []
     for a in range(len(rows)):
-        if labels[a] < 0:
+        if not classes_of(labels[a]):
             continue
         pulled = sum(((-alpha * (units[a] @ units[b] - base)).exp() for x, b in positives if x == a), torch.tensor(0.0))
         pushed = sum(((beta * (units[a] @ units[b] - base)).exp() for x, b in negatives if x == a), torch.tensor(0.0))
@@ -343,7 +373,7 @@ def supcon(options: Options, rows: Tensor, labels: list[int], p: Parameters, cou
     for i in range(len(rows)):
         logits = {a: units[i] @ units[a] / options["temperature"] for a in range(len(rows)) if a != i}
         normaliser = torch.stack([logit.exp() for logit in logits.values()]).sum().log()
-        alike = [q for q in logits if q % half == i % half or (labels[q % half] == labels[i % half] >= 0)]
+        alike = [q for q in logits if q % half == i % half or together(labels[q % half], labels[i % half])]
         losses.append(-torch.stack([logits[q] - normaliser for q in alike]).mean())
     return mean(losses)
 

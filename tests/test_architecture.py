@@ -7,7 +7,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for package in ("pipeline", "stages") for path in (TOP / package).rglob("*.py"))
-FOLDERS = ("encoders", "evaluation", "images", "losses", "models", "reports", "sources", "views")
+FOLDERS = ("encoders", "evaluation", "images", "labels", "losses", "models", "reports", "sources", "views")
 
 # Each module of pipeline/ may import those on its right, and those that they may import.
 LAYERS = {

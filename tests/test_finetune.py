@@ -493,11 +493,11 @@ def test_settings_without_effect_are_left_out_of_the_key() -> None:
     plain = Finetune.model_validate({"shards": "shards", "encoder": "simclr"})
     assert plain.without_effect() == {
         "architecture", "image_size", "classes_per_batch", "images_per_class", "label_subset", "classes_of_one",
-        "parents_per_batch", "positive_share", "sampler",
+        "parents_per_batch", "positive_share", "sampler", "label_relation",
     }  # fmt: skip
     given = {"shards": "shards", "encoder": "random", "loss": {"name": "triplet"}, "label_fraction": 0.1}
     assert Finetune.model_validate(given).without_effect() == {
-        "batch_size", "parents_per_batch", "positive_share", "sampler",
+        "batch_size", "parents_per_batch", "positive_share", "sampler", "label_relation",
     }  # fmt: skip
 
 

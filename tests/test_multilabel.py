@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mosaics import make_mosaics
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from benchmarks.mosaics import make_mosaics
 from stages.evaluation import fit_one_vs_rest, nearest, principal_axes
 from stages.evaluation.intervals import bootstrap_means, resamplings
 from stages.evaluation.label_scores import (

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mosaics import make_mosaics
 
+from benchmarks.mosaics import make_mosaics
 from stages.evaluation import iterative_folds
 from stages.evaluation.subsets import hash_ids
 

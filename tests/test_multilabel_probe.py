@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import RunStage
-from mosaics import Mosaics, make_mosaics, write_mosaics
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.preprocessing import StandardScaler
 from test_probe import digits, metrics_of, write_features
 
+from benchmarks.mosaics import Mosaics, make_mosaics, write_mosaics
 from pipeline.errors import BadData
 from stages.evaluation import iterative_folds
 from stages.evaluation.thresholds import choose_thresholds

@@ -448,9 +448,11 @@ def test_pairs_of_one_kind(run_stage: RunStage, tmp_path: Path, capsys: pytest.C
     assert 0.5 < metrics["recall"]["1"] <= 1
 
 
-def test_several_labels(run_stage: RunStage, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"^retrieve: 7 of 300 test images have several labels"):
-        run_stage("retrieve", QUICK, {"features": write(tmp_path, several=7)})
+def test_an_open_set_is_for_one_label(run_stage: RunStage, tmp_path: Path) -> None:
+    with pytest.raises(
+        BadData, match=r"^retrieve.open_set: 7 images have several labels, and an identity is one label"
+    ):
+        run_stage("retrieve", QUICK | {"open_set": {}}, {"features": write(tmp_path, several=7)})
 
 
 def test_features_that_are_not_finite(run_stage: RunStage, tmp_path: Path) -> None:
@@ -512,7 +514,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], complaint: str) -> No
 
 def test_settings_without_effect() -> None:
     by = {"column": "c", "queries": ["a"], "gallery": ["b"]}
-    assert Retrieve.model_validate({"features": "f"}).without_effect() == {"test_split"}
+    assert Retrieve.model_validate({"features": "f"}).without_effect() == {"test_split", "relation"}
     by_column = Retrieve.model_validate_json(json.dumps({"features": "f", "by": by, "test_split": "val"}))
-    assert by_column.without_effect() == {"queries", "gallery"}
+    assert by_column.without_effect() == {"queries", "gallery", "relation"}
     assert by_column.splits == ("val", "val")

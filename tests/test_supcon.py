@@ -110,7 +110,7 @@ def test_half_precision_is_computed_in_single() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     views = torch.ones(3, 2)
-    with pytest.raises(ValueError, match=r"labels are \[N\], not \[4\]"):
+    with pytest.raises(ValueError, match=r"labels are \[N\] or \[N, classes\], not \[4\]"):
         sup_con(views, views, torch.arange(4), 0.5)
     with pytest.raises(ValueError, match=r"not \[3, 2\] and \[3, 3\]"):
         sup_con(views, torch.ones(3, 3), torch.arange(3), 0.5)

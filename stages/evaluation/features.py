@@ -135,9 +135,16 @@ class Features:
     """Names by label; empty if nothing is labelled."""
     card: dict[str, Any]
     """features.json: encoder, dimension, counts."""
+    label_sets: Tensor | None = None
+    """bool [N, C], where they are asked for: all labels of each sample."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def relating(self) -> Tensor:
+        """Labels by which samples belong together: `label_sets` where there are, else `labels`."""
+        return self.labels if self.label_sets is None else self.label_sets
 
     def select(self, rows: np.ndarray) -> "Features":
         """Those rows (positions, int64): a view where they are consecutive."""
@@ -154,6 +161,7 @@ class Features:
             self.splits[rows],
             self.classes,
             self.card,
+            None if self.label_sets is None else self.label_sets[taken],
         )
 
 

@@ -21,6 +21,7 @@ from stages.evaluation.one_vs_rest import OneVsRest, fit_one_vs_rest
 from stages.evaluation.penalty import COMPARED, SCORED
 from stages.evaluation.stratification import iterative_folds
 from stages.evaluation.thresholds import Kind, Thresholds, choose_thresholds
+from stages.labels.sets import multi_hot
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,7 @@ class LabelSets:
 
 def label_targets(file: FeatureFile) -> np.ndarray:
     """Which labels each sample has, bool [N, C]."""
-    targets = np.zeros((len(file.ids), len(file.classes)), dtype=bool)
-    rows = np.repeat(np.arange(len(file.ids)), file.label_counts)
-    targets[rows, np.array([label for labels in file.label_lists for label in labels], dtype=np.int64)] = True
-    return targets
+    return multi_hot(file.label_lists, len(file.classes))
 
 
 @dataclass(frozen=True)

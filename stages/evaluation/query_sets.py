@@ -1,6 +1,7 @@
 """Queries and the gallery that they are asked of, and what is done to both for an open set."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.evaluation.features import Features
-from stages.evaluation.retrieval import count_relevant
+from stages.evaluation.retrieval import count_related, count_relevant
+from stages.labels import ANY_SHARED, LabelRelation
 
 
 class TooFewIdentities(ValueError):
@@ -25,11 +27,20 @@ class QuerySets:
     gallery: Features
     same: Tensor
     """int64 [Q], -1: the query is not in the gallery."""
+    relation: LabelRelation = ANY_SHARED
+    """Of several labels."""
+
+    @cached_property
+    def relevant(self) -> NDArray[np.int64]:
+        """[Q], gallery rows of the query's label (of several: that belong to it), itself left out."""
+        return count_related(self.queries.relating, self.gallery.relating, self.same, self.relation)
 
     @property
-    def relevant(self) -> NDArray[np.int64]:
-        """[Q], gallery rows of the query's label, itself left out."""
-        return count_relevant(self.queries.labels.numpy(), self.gallery.labels.numpy(), self.same.numpy())
+    def drawn_whole(self) -> NDArray[np.int64] | None:
+        """[Q], what an interval draws whole: identities; of several labels declared groups, or None: single queries."""
+        if self.queries.label_sets is None:
+            return self.queries.labels.numpy()
+        return self.queries.groups if self.queries.has_groups else None
 
     @property
     def searched(self) -> NDArray[np.int64]:
@@ -65,7 +76,7 @@ class QuerySets:
         return pair_sets(self.queries, self.gallery.select(kept))
 
 
-def pair_sets(queries: Features, gallery: Features) -> QuerySets:
+def pair_sets(queries: Features, gallery: Features, relation: LabelRelation = ANY_SHARED) -> QuerySets:
     """Find each query in the gallery by its id."""
     order = np.argsort(gallery.ids)
     ordered = gallery.ids[order]
@@ -74,4 +85,4 @@ def pair_sets(queries: Features, gallery: Features) -> QuerySets:
     inside[inside] = ordered[place[inside]] == queries.ids[inside]
     same = np.full(len(queries), -1)
     same[inside] = order[place[inside]]
-    return QuerySets(queries, gallery, torch.from_numpy(same))
+    return QuerySets(queries, gallery, torch.from_numpy(same), relation)

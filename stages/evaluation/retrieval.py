@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.evaluation.neighbours import Neighbours
-from stages.evaluation.similarity import NEVER, order_keys, payload_of, similarity_of, similarity_tiles
+from stages.evaluation.similarity import (
+    NEVER,
+    TILE_PAIRS,
+    order_keys,
+    payload_of,
+    similarity_of,
+    similarity_tiles,
+)
+from stages.labels import ANY_SHARED, LabelRelation
 
 SHORT_LIST = 5
 """Places of the list that MAP@5 looks at."""
@@ -19,7 +27,7 @@ class Ranking:
     """What a ranking of the gallery gives each query; with no relevant row all is 0, and no mean should count it."""
 
     relevant: NDArray[np.int64]
-    """[Q], R: gallery rows with the label of the query, without the query itself."""
+    """[Q], R: gallery rows with the label of the query, or of several labels that belong to it; without the query."""
     first: NDArray[np.int64]
     """[Q], the rank of the nearest relevant row, from 1; 0: there is none."""
     r_precision: NDArray[np.float64]
@@ -30,6 +38,8 @@ class Ranking:
     """[Q], the sum of precision(i) over the relevant i among the 5 nearest, divided by min(R, 5)."""
     neighbours: Neighbours
     """The nearest rows of each query without itself, best first."""
+    right: NDArray[np.bool_]
+    """[Q, K], which of these are relevant."""
 
     @property
     def has_relevant(self) -> NDArray[np.bool_]:
@@ -55,6 +65,7 @@ def rank_gallery(
     gallery_labels: Tensor,
     same: Tensor | None = None,
     neighbours: int = 10,
+    relation: LabelRelation = ANY_SHARED,
 ) -> Ranking:
     """Rank the gallery for each query by cosine similarity in float32, the smaller row first among equals; exact.
 
@@ -65,25 +76,27 @@ def rank_gallery(
     Args:
         queries: [Q, D], of any length.
         gallery: [G, D].
-        query_labels, gallery_labels: int64 [Q] and [G]; below 0: unknown, relevant to nothing.
+        query_labels, gallery_labels: int64 [Q] and [G]; below 0: unknown, relevant to nothing. Or bool [Q, C] and
+            [G, C], several labels each.
         same: int64 [Q], the gallery row that is the query itself, which does not count; -1: there is none.
         neighbours: rows to return for each query, at most all that count for every query.
+        relation: of several labels: what belongs together is relevant.
 
     Raises:
         ValueError: dimensions that differ, or an empty gallery.
     """
-    wanted, there = query_labels.numpy(), gallery_labels.numpy()
     own = np.full(len(queries), -1) if same is None else same.numpy()
-    relevant = count_relevant(wanted, there, own)
+    relevant = count_related(query_labels, gallery_labels, torch.from_numpy(own), relation)
     first = np.zeros(len(queries), dtype=np.int64)
     at_r, mean_at_r, mean_at_5 = (np.zeros(len(queries)) for _ in range(3))
     kept = min(neighbours, len(gallery) - bool((own >= 0).any()))
     index = np.empty((len(queries), kept), dtype=np.int64)
     similarity = np.empty((len(queries), kept), dtype=np.float32)
+    right = np.empty((len(queries), kept), dtype=bool)
     # The lowest bit of a key says whether its row is relevant.
     columns = 2 * np.arange(len(gallery), dtype=np.int64)
     for rows, tile in similarity_tiles(queries, gallery):
-        is_relevant = (wanted[rows, None] == there) & (wanted[rows, None] >= 0)
+        is_relevant = relation.between(query_labels[rows], gallery_labels).numpy()
         keys = order_keys(tile, columns | is_relevant)
         excluded = np.flatnonzero(own[rows] >= 0)
         keys[excluded, own[rows][excluded]] = NEVER
@@ -94,9 +107,31 @@ def rank_gallery(
         listed = np.minimum(relevant[rows], SHORT_LIST)
         mean_at_5[rows] = _up_to(hits, np.full(len(hits), SHORT_LIST), listed)[1]
         index[rows] = payload_of(nearest[:, :kept]) >> 1
-        similarity[rows] = similarity_of(nearest[:, :kept])
+        similarity[rows], right[rows] = similarity_of(nearest[:, :kept]), hits[:, :kept]
     found = Neighbours(torch.from_numpy(similarity), torch.from_numpy(index))
-    return Ranking(relevant, first, at_r, mean_at_r, mean_at_5, found)
+    return Ranking(relevant, first, at_r, mean_at_r, mean_at_5, found, right)
+
+
+def count_related(
+    query_labels: Tensor, gallery_labels: Tensor, same: Tensor, relation: LabelRelation
+) -> NDArray[np.int64]:
+    """For each query the gallery rows that belong to it, itself left out: int64 [Q].
+
+    Args:
+        query_labels, gallery_labels: int64 [Q] and [G], or bool [Q, C] and [G, C].
+        same: int64 [Q], the gallery row that is the query itself; -1: there is none.
+    """
+    if query_labels.ndim == 1:
+        return count_relevant(query_labels.numpy(), gallery_labels.numpy(), same.numpy())
+    counts = np.zeros(len(query_labels), dtype=np.int64)
+    size = max(1, TILE_PAIRS // max(1, len(gallery_labels)))
+    for begin in range(0, len(query_labels), size):
+        related = relation.between(query_labels[begin : begin + size], gallery_labels).numpy()
+        own = same[begin : begin + size].numpy()
+        present = np.flatnonzero(own >= 0)
+        related[present, own[present]] = False
+        counts[begin : begin + size] = related.sum(axis=1)
+    return counts
 
 
 def count_relevant(

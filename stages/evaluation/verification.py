@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.evaluation.similarity import similarity_tiles
+from stages.labels import ANY_SHARED, LabelRelation, is_labelled
 
 BINS = 2**18
 """Of similarities from -1 to 1: 7.6e-6 wide."""
@@ -49,21 +50,28 @@ class Verification:
 
 
 def count_pairs(
-    queries: Tensor, gallery: Tensor, query_labels: Tensor, gallery_labels: Tensor, same: Tensor | None = None
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    same: Tensor | None = None,
+    relation: LabelRelation = ANY_SHARED,
 ) -> tuple[Counts, Counts]:
     """Histograms of the similarity of genuine and of impostor pairs: int64 [BINS] each, from -1 to 1.
 
     Args:
         queries, gallery: [Q, D] and [G, D], of any length.
-        query_labels, gallery_labels: int64 [Q] and [G]; pairs with a label below 0 (unknown) are left out.
+        query_labels, gallery_labels: int64 [Q] and [G]; pairs with a label below 0 (unknown) are left out. Or bool
+            [Q, C] and [G, C], several labels each; pairs with a row that has none are left out.
         same: int64 [Q], the gallery row that is the query itself, -1: there is none. Of two queries that are both in
             the gallery one pair counts, and none of a query with itself.
+        relation: of several labels: pairs that belong together are genuine.
     """
-    known, known_there = query_labels >= 0, gallery_labels >= 0
+    known, known_there = is_labelled(query_labels), is_labelled(gallery_labels)
     genuine, everything = np.zeros(BINS, dtype=np.int64), np.zeros(BINS, dtype=np.int64)
     if not known.any() or not known_there.any():
         return genuine, everything
-    wanted, there = query_labels[known].numpy(), gallery_labels[known_there].numpy()
+    wanted, there = query_labels[known], gallery_labels[known_there]
     # Places among the rows that are left.
     place = np.where(known_there, known_there.cumsum(0) - 1, -1)
     own = np.full(len(queries), -1) if same is None else same.numpy()
@@ -77,7 +85,7 @@ def count_pairs(
         # What does not count goes to a bin of its own.
         bins = np.where(counted, ((tile + 1) * (BINS // 2)).astype(np.int64).clip(0, BINS - 1), BINS)
         everything += np.bincount(bins.ravel(), minlength=BINS + 1)[:BINS]
-        genuine += np.bincount(bins[wanted[rows, None] == there], minlength=BINS + 1)[:BINS]
+        genuine += np.bincount(bins[relation.between(wanted[rows], there).numpy()], minlength=BINS + 1)[:BINS]
     return genuine, everything - genuine
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from stages.images.pairs import GivenPairs, Pairs
 from stages.images.samplers import Balanced, Hierarchical, Then, WithMore
 from stages.images.schedule import Among, ClassBalanced, Schedule, Shuffled
+from stages.labels.sets import set_numbers
 
 FEW_NAMES = 5
 """Classes that a message names."""
@@ -26,7 +27,7 @@ class Labelled:
 
     Attributes:
         positions: int64 [n], of its image in the split.
-        labels: int64 [n], positions in `names`; -1: negative-only.
+        labels: int64 [n], positions in `names`, -1: negative-only; or bool [n, names], which of them a sample has.
         names: of the classes.
         mirrored: bool [n].
         parents: int64 [n], the class above of each, for `hierarchical`.
@@ -42,9 +43,34 @@ class Labelled:
         return len(self.positions)
 
     @property
+    def have_several(self) -> bool:
+        """Whether samples have several labels."""
+        return self.labels.ndim > 1
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which samples have a class, bool [n]."""
+        return np.asarray(self.labels.any(axis=1)) if self.have_several else self.labels >= 0
+
+    @property
     def counts(self) -> np.ndarray:
         """Samples of each class, int64 [classes]."""
+        if self.have_several:
+            return self.labels.sum(axis=0)
         return np.bincount(self.labels[self.labels >= 0], minlength=len(self.names))
+
+    def memberships(self, by_set: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Each sample under each of its classes: samples and classes, int64 [e] each.
+
+        Args:
+            by_set: of several labels: all that a sample has together are its class, each other set another.
+        """
+        if self.have_several and not by_set:
+            rows, classes = np.nonzero(self.labels)
+            return rows, classes
+        classes = set_numbers(self.labels) if self.have_several else self.labels
+        rows = np.flatnonzero(classes >= 0)
+        return rows, classes[rows]
 
     def only(self, kept: np.ndarray) -> "Labelled":
         """Some of the samples, bool [n]; classes keep their numbers."""
@@ -59,30 +85,36 @@ def label_samples(
 
     Args:
         positions: int64 [n], in the split.
-        labels: int64 [n], positions in `classes`.
-        negative_only: names of classes.
+        labels: int64 [n], positions in `classes`; or bool [n, classes], several an image.
+        negative_only: names of classes; of several labels they do not count.
         mirror: each image is a sample of its class, and mirrored one of another (`NAME, mirrored`).
 
     Raises:
         Unplannable: a negative-only class that no image has, or less than two others.
     """
-    there = np.unique(labels)
-    unknown = sorted(set(negative_only) - {classes[label] for label in there})
+    there = np.flatnonzero(np.any(labels, axis=0)) if labels.ndim > 1 else np.unique(labels)
+    unknown = sorted(set(negative_only) - {classes[label] for label in there.tolist()})
     if unknown:
         raise Unplannable(f"negative_only: no labelled training image is {unknown[0]!r}")
-    told_apart = there[[classes[label] not in negative_only for label in there]]
+    told_apart = there[[classes[label] not in negative_only for label in there.tolist()]]
     names = tuple(classes[label] for label in told_apart)
     if len(names) < 2:
         raise Unplannable(f"negative_only leaves {len(names)} classes to be told apart; two are needed")
-    numbers = np.full(len(classes), -1, dtype=np.int64)
-    numbers[told_apart] = np.arange(len(names))
-    own = numbers[labels]
+    if labels.ndim > 1:
+        own = labels[:, told_apart]
+        beside = np.zeros_like(own)
+        of_both = np.block([[own, beside], [beside, own]])
+    else:
+        numbers = np.full(len(classes), -1, dtype=np.int64)
+        numbers[told_apart] = np.arange(len(names))
+        own = numbers[labels]
+        of_both = np.concatenate([own, np.where(own < 0, own, own + len(names))])
     plain = np.zeros(len(own), dtype=bool)
     if not mirror:
         return Labelled(positions, own, names, plain)
     return Labelled(
         np.concatenate([positions, positions]),
-        np.concatenate([own, np.where(own < 0, own, own + len(names))]),
+        of_both,
         (*names, *(f"{name}, mirrored" for name in names)),
         np.concatenate([plain, ~plain]),
     )
@@ -100,6 +132,8 @@ class Batches:
     positive_share: float
     negatives_per_batch: int
     classes_of_one: Literal["repeat", "drop", "negative"]
+    by_set: bool = False
+    """Of several labels: all that an image has together are its class."""
 
 
 @dataclass(frozen=True)
@@ -146,16 +180,23 @@ def plan_batches(seed: int, samples: Labelled, asked: Batches) -> Plan:
     Raises:
         Unplannable: they cannot be made; the message says how they could.
     """
+    if samples.have_several and asked.sampler in ("pairs", "hierarchical"):
+        raise Unplannable(
+            f"sampler: {asked.sampler} is for images with one label each; of several take shuffled, balanced or p_by_k"
+        )
     if asked.sampler == "pairs":
         return _plan_pairs(seed, samples, asked)
     if asked.sampler in ("p_by_k", "hierarchical"):
         return _plan_groups(seed, samples, asked)
     notes: list[str] = []
     if asked.sampler == "balanced":
-        known = samples.only(samples.labels >= 0)
+        known = samples.only(samples.known)
         if len(known) < len(samples):
             notes.append(f"balanced: the {len(samples) - len(known):,} negative-only images are left out")
-        schedule: Schedule = Balanced(seed, known.labels, asked.batch_size)
+        rows, classes = known.memberships(asked.by_set)
+        schedule: Schedule = Balanced(seed, classes, asked.batch_size, len(known))
+        if known.have_several:
+            schedule = Among(rows, schedule)
         return Plan(known, schedule, asked.batch_size, asked.batch_size, 1, tuple(notes))
     batch_size = min(asked.batch_size, len(samples))
     if batch_size < asked.batch_size:
@@ -186,6 +227,8 @@ def begin_with(seed: int, plan: Plan, asked: Batches, least: int, steps: int) ->
     Raises:
         Unplannable: there are not two such classes.
     """
+    if plan.samples.have_several:
+        raise Unplannable("curriculum: is for images with one label each; leave it out")
     counts, labels = plan.samples.counts, plan.samples.labels
     large = (labels < 0) | (counts[labels.clip(min=0)] >= least)
     found = int((counts >= least).sum())
@@ -214,8 +257,8 @@ def _plan_pairs(seed: int, samples: Labelled, asked: Batches) -> Plan:
 def _plan_groups(seed: int, samples: Labelled, asked: Batches) -> Plan:
     """P classes with K images each, and a number of negative-only images."""
     samples, notes = _without_classes_of_one(samples, asked)
-    known = np.flatnonzero(samples.labels >= 0)
-    labels, counts = samples.labels[known], samples.counts[samples.counts > 0]
+    known, labels = samples.memberships(asked.by_set)
+    counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2:
         raise Unplannable(f"{len(counts)} classes have two images or more; two are needed: classes_of_one: repeat")
     classes, images = min(asked.classes_per_batch, len(counts)), asked.images_per_class
@@ -244,18 +287,21 @@ def _plan_groups(seed: int, samples: Labelled, asked: Batches) -> Plan:
                 f"{grouped.parents} of {len(np.unique(parents))} have enough"
             )
     else:
-        schedule, batch_size = Among(known, ClassBalanced(seed, labels, classes, images)), classes * images
+        grouped = ClassBalanced(seed, labels, classes, images, int(samples.known.sum()))
+        schedule, batch_size = Among(known, grouped), classes * images
+    # An image with two labels may come under both: anywhere in the batch.
+    repeats = batch_size if samples.have_several else images
     if asked.negatives_per_batch:
-        rest = np.flatnonzero(samples.labels < 0)
+        rest = np.flatnonzero(~samples.known)
         if len(rest) < asked.negatives_per_batch:
             raise Unplannable(
                 f"negatives_per_batch: {asked.negatives_per_batch} is more than the {len(rest)} negative-only images"
             )
         negatives = Among(rest, Shuffled(seed, len(rest), asked.negatives_per_batch))
         return Plan(
-            samples, WithMore(schedule, negatives), batch_size + asked.negatives_per_batch, images, 1, tuple(notes)
+            samples, WithMore(schedule, negatives), batch_size + asked.negatives_per_batch, repeats, 1, tuple(notes)
         )
-    return Plan(samples, schedule, batch_size, images, 1, tuple(notes))
+    return Plan(samples, schedule, batch_size, repeats, 1, tuple(notes))
 
 
 def _check_parents(names: Sequence[str], labels: np.ndarray, parents: np.ndarray) -> None:
@@ -268,6 +314,8 @@ def _check_parents(names: Sequence[str], labels: np.ndarray, parents: np.ndarray
 
 def _without_classes_of_one(samples: Labelled, asked: Batches) -> tuple[Labelled, list[str]]:
     """What becomes of classes of a single image, which have no positive but other views of it."""
+    if samples.have_several and asked.by_set:
+        return samples, _note_of_lone_sets(samples, asked)
     alone = np.flatnonzero(samples.counts == 1)
     if not len(alone):
         return samples, []
@@ -281,7 +329,21 @@ def _without_classes_of_one(samples: Labelled, asked: Batches) -> tuple[Labelled
     numbers = np.full(len(samples.names) + 1, -1, dtype=np.int64)  # the last one is that of label -1
     numbers[kept] = np.arange(len(kept))
     names = tuple(samples.names[label] for label in kept)
-    rest = replace(samples, labels=numbers[samples.labels], names=names)
+    labels = samples.labels[:, kept] if samples.have_several else numbers[samples.labels]
+    rest = replace(samples, labels=labels, names=names)
     if asked.classes_of_one == "negative":
         return rest, [f"{what}: they are negative-only"]
-    return rest.only(~np.isin(samples.labels, alone)), [f"{what}: they are left out"]
+    return rest.only(rest.known | ~samples.known), [f"{what}: they are left out"]
+
+
+def _note_of_lone_sets(samples: Labelled, asked: Batches) -> list[str]:
+    """A word about sets of labels that a single image has: its only positives are other views of it."""
+    counts = np.unique(samples.memberships(by_set=True)[1], return_counts=True)[1]
+    lone = int((counts == 1).sum())
+    if lone and asked.classes_of_one != "repeat":
+        raise Unplannable(
+            f"classes_of_one: {asked.classes_of_one} is for classes, and label_relation: all takes sets of labels for "
+            "them; leave it out"
+        )
+    what = f"{lone:,} of {len(counts):,} sets of labels are of a single image, whose only positives are other views"
+    return [f"{what} of it"] if lone else []

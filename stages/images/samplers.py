@@ -14,12 +14,13 @@ class Balanced:
 
     Args:
         labels: int64 [n], 0 or more.
+        samples: what an epoch is counted by in place of n, where a sample stands under several labels.
     """
 
-    def __init__(self, seed: int, labels: np.ndarray, batch_size: int):
+    def __init__(self, seed: int, labels: np.ndarray, batch_size: int, samples: int | None = None):
         self._members = [places for places in places_of_values(labels, int(labels.max()) + 1) if len(places)]
         self._seed, self._batch_size = seed, batch_size
-        self._steps_per_epoch = max(1, len(labels) // batch_size)
+        self._steps_per_epoch = max(1, (len(labels) if samples is None else samples) // batch_size)
         self._epochs = Epochs(self._draw)
 
     @property

@@ -121,16 +121,25 @@ class ClassBalanced:
         labels: int64 [n], 0 or more.
         classes_per_batch: P, at most the classes that there are.
         images_per_class: K.
+        samples: what an epoch is counted by in place of n, where a sample stands under several labels.
     """
 
-    def __init__(self, seed: int, labels: np.ndarray, classes_per_batch: int, images_per_class: int):
+    def __init__(
+        self,
+        seed: int,
+        labels: np.ndarray,
+        classes_per_batch: int,
+        images_per_class: int,
+        samples: int | None = None,
+    ):
         sizes = np.bincount(labels)
         self._sizes = sizes[sizes > 0]  # of the classes that there are
         self._members = np.argsort(labels, kind="stable")  # class after class, each in the order of the index
         if not 1 <= classes_per_batch <= len(self._sizes):
             raise ValueError(f"classes_per_batch must be 1 to {len(self._sizes)}, not {classes_per_batch}")
         self._seed, self._classes, self._images = seed, classes_per_batch, images_per_class
-        self._steps_per_epoch = max(1, len(labels) // (classes_per_batch * images_per_class))
+        count = len(labels) if samples is None else samples
+        self._steps_per_epoch = max(1, count // (classes_per_batch * images_per_class))
         self._epochs = Epochs(self._draw)
 
     @property

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.labels import is_labelled
 from stages.losses.gather import mean_over_processes, world
 from stages.losses.loss import Loss, Measured, Task
 from stages.models.heads import Head, HeadKind, build_head
@@ -26,8 +27,11 @@ class ClassificationLoss(Loss):
         return self.head
 
     def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
-        losses, right = self.losses_of_rows(embeddings, labels.clamp_min(0), labels >= 0, progress)
-        known = (labels >= 0).to(losses.dtype)
+        is_known = is_labelled(labels)
+        losses, right = self.losses_of_rows(
+            embeddings, labels if labels.ndim > 1 else labels.clamp_min(0), is_known, progress
+        )
+        known = is_known.to(losses.dtype)
         counted = torch.ones_like(known) if self.counts_unknown else known
         rows, known_rows = mean_over_processes(torch.stack([counted.sum(), known.sum()])).clamp_min(1 / world()[1])
         loss = mean_over_processes((losses * counted).sum()) / rows
@@ -40,7 +44,11 @@ class ClassificationLoss(Loss):
     def losses_of_rows(
         self, embeddings: Tensor, labels: Tensor, known: Tensor, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """[N, D], labels from 0 [N], whether they are known [N] -> losses [N], and whether the head was right [N]."""
+        """[N, D], labels from 0 [N], whether they are known [N] -> losses [N], and whether the head was right [N]: the
+        class with the highest score is the row's own, or of several labels one of them.
+
+        Labels are bool [N, classes] where there are several, of losses that take them.
+        """
 
 
 class CrossEntropy(ClassificationLoss):
@@ -74,22 +82,29 @@ class BinaryCrossEntropy(ClassificationLoss):
     """
 
     counts_unknown = True
+    takes_several_labels = True
 
     def __init__(self, task: Task, class_weights: ClassWeights, scale: float | None = None):
         super().__init__(task, "linear", scale=scale)
         # Each class begins as likely as it is (Lin et al. 2017, section 4.1): of very many classes nearly all are wrong
         # for an image, and from one half down to there their sum would drown everything else for the first steps.
         counts = torch.tensor(task.class_counts, dtype=torch.float32).clamp_min(1)
+        images = counts.sum() if task.samples is None else task.samples
         with torch.no_grad():
-            self.head.get_parameter("bias").copy_((counts / (counts.sum() + 1)).logit())
+            self.head.get_parameter("bias").copy_((counts / (images + 1)).logit())
         self.register_buffer("weights", weights_of_classes(class_weights, task.class_counts), persistent=False)
 
     def losses_of_rows(
         self, embeddings: Tensor, labels: Tensor, known: Tensor, progress: float
     ) -> tuple[Tensor, Tensor]:
         scores = self.head(embeddings)
-        losses = self.losses_of_scores(scores, one_hot(scores, labels, known))  # [N, classes]
-        return (losses * self.get_buffer("weights").to(losses.dtype)).sum(dim=1), scores.argmax(dim=1) == labels
+        best = scores.argmax(dim=1)
+        if labels.ndim > 1:
+            targets, right = labels.to(scores.dtype), labels.gather(1, best[:, None])[:, 0]
+        else:
+            targets, right = one_hot(scores, labels, known), best == labels
+        losses = self.losses_of_scores(scores, targets)  # [N, classes]
+        return (losses * self.get_buffer("weights").to(losses.dtype)).sum(dim=1), right
 
     def losses_of_scores(self, scores: Tensor, targets: Tensor) -> Tensor:
         """[N, classes], 0 or 1 [N, classes] -> [N, classes]"""

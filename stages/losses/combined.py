@@ -40,6 +40,7 @@ class Combined(Loss):
         self.bottleneck = bottleneck
         self.losses = nn.ModuleDict({part.name: part.loss for part in parts})
         self._weights = {part.name: part.weight for part in parts}
+        self.takes_several_labels = all(part.loss.takes_several_labels for part in parts)
         self._classifies = {part.name: part.classifies for part in parts}
         if len(parts) == 1:
             value = parts[0].loss.value_at_a_point

@@ -47,7 +47,8 @@ class Contrastive(SummedLoss):
 
 class Margin(SummedLoss):
     """Margin loss (Wu et al. 2017, equations 6 to 8): max(0, alpha + y (d - beta_class)), y = 1 or -1, a boundary for
-    each class learned along. The mean over pairs with a loss; negatives are drawn evenly over distances by default.
+    each class learned along. The mean over pairs with a loss; negatives are drawn evenly over distances by default. The
+    boundary of a row with several labels is the mean of theirs.
 
     Args:
         alpha: half of the width between positives and negatives.
@@ -73,12 +74,18 @@ class Margin(SummedLoss):
         block = block_of(pairs)
         positive, negative = mine_pairs(self.mining, block, pairs.own, self.draws)
         distances = distances_of(block.similarities)
-        beta = self.beta.to(distances.dtype)[pairs.labels.clamp_min(0)][:, None]
+        beta = self._boundaries(pairs.labels).to(distances.dtype)[:, None]
         too_far, too_near = (self.alpha + distances - beta).clamp_min(0), (self.alpha - distances + beta).clamp_min(0)
         active_positive, active_negative = positive * (too_far.detach() > 0), negative * (too_near.detach() > 0)
         prices = beta * (active_positive.sum(dim=1, keepdim=True) + active_negative.sum(dim=1, keepdim=True))
         total = (too_far * positive).sum() + (too_near * negative).sum() + self.beta_weight * prices.sum()
         return torch.stack([total, active_positive.sum(), active_negative.sum(), negative.sum()])
+
+    def _boundaries(self, labels: Tensor) -> Tensor:
+        """beta of each row, [n]; any, where it has no label."""
+        if labels.ndim == 1:
+            return self.beta[labels.clamp_min(0)]
+        return labels.to(self.beta.dtype) @ self.beta / labels.sum(dim=1).clamp_min(1)
 
     def conclude(self, sums: Tensor) -> Measured:
         total, positives, inside, negatives = sums

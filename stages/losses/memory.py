@@ -12,16 +12,18 @@ class CrossBatchMemory(nn.Module):
     Args:
         size: rows; older ones are written over.
         dimension: of a row.
+        classes: of rows with several labels; None: each has one.
     """
 
-    def __init__(self, size: int, dimension: int):
+    def __init__(self, size: int, dimension: int, classes: int | None = None):
         super().__init__()
+        none = torch.zeros(size, dtype=torch.int64) if classes is None else torch.zeros(size, classes, dtype=torch.bool)
         self.register_buffer("embeddings", torch.zeros(size, dimension))
-        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("labels", none)
         self.register_buffer("added", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """What is there: copies of rows [m, D] and labels int64 [m]; m grows up to the size."""
+        """What is there: copies of rows [m, D] and their labels [m, ...]; m grows up to the size."""
         embeddings, labels = self.get_buffer("embeddings"), self.get_buffer("labels")
         there = min(int(self.get_buffer("added")), len(labels))
         return embeddings[:there].clone(), labels[:there].clone()

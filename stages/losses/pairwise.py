@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stages.labels import ANY_SHARED, LabelRelation, is_labelled
 from stages.losses.draws import Draws
 from stages.losses.figures import distance_figures
 from stages.losses.gather import gather_rows, mean_over_processes, world
@@ -30,9 +31,10 @@ class Pairs(NamedTuple):
     Attributes:
         rows: [N, D], this process's.
         columns: [M, D], those of all processes, then those of the memory.
-        labels: int64 [N].
-        column_labels: int64 [M].
+        labels: of the rows, int64 [N] or bool [N, classes].
+        column_labels: in the same form.
         own: int64 [N], the column that is the row itself.
+        relation: of several labels.
     """
 
     rows: Tensor
@@ -40,6 +42,7 @@ class Pairs(NamedTuple):
     labels: Tensor
     column_labels: Tensor
     own: Tensor
+    relation: LabelRelation = ANY_SHARED
 
     def chunks(self) -> Iterator["Pairs"]:
         """The same for some rows at a time."""
@@ -48,7 +51,7 @@ class Pairs(NamedTuple):
             count = max(1, CHUNK_PAIRS_ON_ACCELERATORS // len(self.columns))
         split = (one.split(count) for one in (self.rows, self.labels, self.own))
         for rows, labels, own in zip(*split, strict=True):
-            yield Pairs(rows, self.columns, labels, self.column_labels, own)
+            yield Pairs(rows, self.columns, labels, self.column_labels, own, self.relation)
 
 
 class Block(NamedTuple):
@@ -65,12 +68,10 @@ class Block(NamedTuple):
 
 
 def block_of(pairs: Pairs) -> Block:
-    """A label below 0 belongs to nothing: such a row has no pairs, and such a column is everybody's negative."""
-    is_anchor = pairs.labels[:, None] >= 0
-    positive = pairs.labels[:, None] == pairs.column_labels
+    """Without a label a row belongs to nothing: it has no pairs, and as a column it is everybody's negative."""
+    positive = pairs.relation.between(pairs.labels, pairs.column_labels)
     negative = ~positive
-    positive &= is_anchor
-    negative &= is_anchor
+    negative &= is_labelled(pairs.labels)[:, None]
     positive.scatter_(1, pairs.own[:, None], False)
     return Block(pairs.rows @ pairs.columns.T, positive, negative)
 
@@ -102,17 +103,21 @@ class PairwiseLoss(Loss):
         mining: which pairs count; what is drawn at random (`distance_weighted`) has `draws`.
     """
 
+    takes_several_labels = True
+
     def __init__(self, task: Task, memory: int, memory_start: float, mining: str = "all"):
         super().__init__()
+        self.relation = task.relation or ANY_SHARED
         self.draws = Draws(task.embedding_size) if mining == "distance_weighted" else None
-        self.memory = CrossBatchMemory(memory, task.embedding_size) if memory else None
+        classes = None if task.relation is None else task.classes
+        self.memory = CrossBatchMemory(memory, task.embedding_size, classes) if memory else None
         self.memory_start = memory_start
 
     def measure(self, embeddings: Tensor, labels: Tensor, progress: float) -> Measured:
         rows = F.normalize(embeddings, dim=1)
         columns, column_labels = gather_rows(rows), gather_rows(labels)
         own = world()[0] * len(rows) + torch.arange(len(rows), device=rows.device)
-        pairs = Pairs(rows, columns, labels, column_labels, own)
+        pairs = Pairs(rows, columns, labels, column_labels, own, self.relation)
         if self.memory is not None:
             if progress >= self.memory_start:
                 before, before_labels = self.memory.rows()
@@ -124,7 +129,7 @@ class PairwiseLoss(Loss):
         if self.draws is not None:
             self.draws.advance()  # before: the backward pass may mine again, and finds the same
         loss, figures = self.measure_pairs(pairs)
-        return loss, figures | distance_figures(embeddings, labels)
+        return loss, figures | distance_figures(embeddings, labels, self.relation)
 
     @abstractmethod
     def measure_pairs(self, pairs: Pairs) -> Measured: ...

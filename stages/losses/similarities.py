@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stages.labels import is_labelled
 from stages.losses.loss import SOFTPLUS_FROM, Measured, Task
 from stages.losses.mining import PairMining, mine_pairs
 from stages.losses.pairwise import LEAST_LOG, Pairs, SummedLoss, at_least_one, block_of, padded
@@ -44,7 +45,7 @@ class MultiSimilarity(SummedLoss):
         above = block.similarities - self.base
         pulled = _log_one_plus_sum(*padded(-self.alpha * above, positive > 0)) / self.alpha
         pushed = _log_one_plus_sum(self.beta * above, negative > 0) / self.beta
-        known = (pairs.labels >= 0).to(above.dtype)
+        known = is_labelled(pairs.labels).to(above.dtype)
         return torch.stack([((pulled + pushed) * known).sum(), known.sum(), positive.sum(), negative.sum()])
 
     def conclude(self, sums: Tensor) -> Measured:

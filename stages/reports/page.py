@@ -85,7 +85,8 @@ def render(numbers: dict[str, Any], pictures: Pictures, lineage: Lineage) -> str
     palette = _palette([*numbers["probes"], *retrievals, *numbers["health"]])
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     matrices = [_probe_matrix(probe) for probe in _fullest(numbers["probes"])[:MOST_MATRICES]]
-    nearest = [_nearest_matrix(one) for one in _fullest(retrievals)[:MOST_MATRICES]]
+    of_classes = [one for one in retrievals if one["nearest_classes"]]
+    nearest = [_nearest_matrix(one) for one in _fullest(of_classes)[:MOST_MATRICES]]
     shown = numbers | {"confusions": matrices, "training": numbers["training"] or numbers["fine_tuning"]["rows"]}
     sections = [(name, title) for name, title in SECTIONS if shown.get(name)]
     return environment.get_template("report.html.j2").render(

@@ -38,7 +38,7 @@ def retrieval_numbers(
         "retrievals": [
             named(one.name)
             | {"digest": one.digest, "features": one.features_digest, "metrics": one.metrics}
-            | {"nearest_classes": nearest_classes(one, features[one.features_digest])}
+            | {"nearest_classes": None if one.several_labels else nearest_classes(one, features[one.features_digest])}
             for one in retrievals
         ],
         "retrieval_protocol": retrieval_protocol(retrievals),

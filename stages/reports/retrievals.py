@@ -37,6 +37,9 @@ class Retrieval:
         average_precision: [Q], at R.
         neighbours: int64 [Q, K], ids of the nearest gallery images, best first.
         similarities: [Q, K].
+        right: bool [Q, K], which of these are of the query's class, or of several labels belong to it.
+        drawn_whole: int64 [Q], what an interval draws whole: classes, or of several labels groups.
+        classes: int64, those that a query has.
         asked, searched: digests of keys and classes of the queries, and of the gallery images: two retrievals are
             comparable where both are equal.
         seed: of the run.
@@ -54,6 +57,9 @@ class Retrieval:
     average_precision: NDArray[np.float64]
     neighbours: NDArray[np.int64]
     similarities: NDArray[np.float64]
+    right: NDArray[np.bool_]
+    drawn_whole: NDArray[np.int64]
+    classes: NDArray[np.int64]
     asked: str
     searched: str
     seed: int | None = None
@@ -80,8 +86,12 @@ class Retrieval:
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """Class of each query that has something to find: [q]."""
-        return self.labels[self.relevant > 0]
+        """What an interval draws whole, of each query that has something to find: [q]."""
+        return self.drawn_whole[self.relevant > 0]
+
+    @property
+    def several_labels(self) -> bool:
+        return "several_labels" in self.metrics["protocol"]
 
     def figure(self, key: str) -> tuple[float, list[float]]:
         """Value and 95% interval of a column: those of metrics.json, or computed as there for a k that it lacks."""
@@ -97,22 +107,30 @@ def read_retrieval(artifact: Artifact, name: Named, features: FeatureFile, featu
     """What an artifact of the stage `retrieve` holds."""
     metrics = read_json(artifact.files / "metrics.json")
     table = pq.read_table(artifact.files / "neighbours.parquet")
-    ids = table["id"].to_numpy()
+    ids, labels = table["id"].to_numpy(), table["label"].to_numpy().astype(np.int64)
     rows = np.searchsorted(features.ids, ids)
+    protocol = metrics["protocol"]
+    several = "several_labels" in protocol
+    relation = json.dumps(protocol["relation"]) if several else ""
+    gallery = np.flatnonzero(_in_gallery(features, protocol))
+    of_queries = [label for row in rows.tolist() for label in features.label_lists[row]] if several else labels
     return Retrieval(
         name,
         artifact.digest,
         features_digest,
         metrics,
         ids,
-        table["label"].to_numpy().astype(np.int64),
+        labels,
         table["relevant"].to_numpy(),
         table["first_rank"].to_numpy(),
         table["average_precision_at_r"].to_numpy(),
         np.stack(table["neighbours"].to_numpy()),
         np.stack(table["similarities"].to_numpy()).astype(np.float64),
-        _digest_of_images(features, rows),
-        _digest_of_images(features, np.flatnonzero(_in_gallery(features, metrics["protocol"]))),
+        np.stack(table["right"].to_numpy()),
+        features.groups[rows] if several else labels,
+        np.unique(of_queries),
+        _digest_of_images(features, rows, several) + relation,
+        _digest_of_images(features, gallery, several),
         artifact.seed,
     )
 
@@ -126,12 +144,14 @@ def _in_gallery(features: FeatureFile, protocol: Mapping[str, Any]) -> NDArray[n
     return gallery & np.array([value in protocol["by"]["gallery"] for value in values], dtype=bool)
 
 
-def _digest_of_images(features: FeatureFile, rows: NDArray[np.int64]) -> str:
+def _digest_of_images(features: FeatureFile, rows: NDArray[np.int64], several: bool) -> str:
     """Of keys and names of classes, in the order of rows."""
     keys, labels, names = features.keys, features.labels, features.classes
     digest = hashlib.sha256()
     for row in rows.tolist():
-        digest.update(json.dumps([keys[row], names[labels[row]] if labels[row] >= 0 else None]).encode())
+        own = names[labels[row]] if labels[row] >= 0 else None
+        what = [names[label] for label in features.label_lists[row]] if several else own
+        digest.update(json.dumps([keys[row], what]).encode())
     return digest.hexdigest()
 
 
@@ -231,6 +251,9 @@ PROTOCOL_NAMES = {
     "queries_sharing_a_group": "Queries with images of their group in the gallery",
     "bootstrap_samples": "Bootstrap samples",
     "index": "Index for searches; the figures are of exact search",
+    "several_labels": "Several labels an image",
+    "relation": "What belongs together",
+    "intervals_draw": "Intervals draw",
 }
 
 

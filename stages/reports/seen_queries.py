@@ -26,7 +26,8 @@ def query_images_seen(
 
     Args:
         features: the artifact that was searched.
-        ids, labels: int64 [Q], of the queries.
+        ids: int64 [Q], of the queries.
+        labels: int64, those that they have.
 
     Returns:
         [{"step", "stage", "query_images", "query_classes"}], counts; empty for an encoder that learned nothing here.

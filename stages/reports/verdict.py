@@ -104,8 +104,8 @@ def _retrieval_caveat(retrievals: Sequence[Retrieval], subject: Retrieval) -> st
     seeds = len({one.seed for one in retrievals})
     text = (
         f"Queries of {plural(protocol['identities'], 'class', 'classes')} among {protocol['gallery']:,} images, "
-        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}: the intervals hold for other classes, not for another "
-        "training run."
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}: the intervals hold for other "
+        f"{'queries' if subject.several_labels else 'classes'}, not for another training run."
     )
     if not are_comparable(retrievals):
         text += " Not all have the same queries and gallery: see the protocol."

@@ -29,13 +29,11 @@ def worst_queries(retrieval: Retrieval, features: FeatureFile, number: int, neig
     pages = []
     for row in pick_worst(retrieval, number).tolist():
         found = []
-        shown = zip(retrieval.neighbours[row, :neighbours], retrieval.similarities[row], strict=False)
-        for place, score in shown:
+        listed = (retrieval.neighbours[row, :neighbours], retrieval.similarities[row], retrieval.right[row])
+        for place, score, right in zip(*listed, strict=False):
             image = _image(features, int(place))
-            right = image.pop("number") == retrieval.labels[row]
             found.append(image | {"similarity": round(float(score), 4), "right": bool(right)})
         query = _image(features, int(retrieval.ids[row]))
-        del query["number"]
         query |= {"first_rank": int(retrieval.first_rank[row]), "relevant": int(retrieval.relevant[row])}
         query |= {"average_precision": round(float(retrieval.average_precision[row]), 6)}
         pages.append(query | {"right": sum(one["right"] for one in found), "neighbours": found})
@@ -43,7 +41,8 @@ def worst_queries(retrieval: Retrieval, features: FeatureFile, number: int, neig
 
 
 def nearest_classes(retrieval: Retrieval, features: FeatureFile) -> dict[str, Any]:
-    """Class of the query against class of its nearest image, over the classes that are either.
+    """Class of the query against class of its nearest image, over the classes that are either; of images with one label
+    each.
 
     Returns:
         {"classes": names, "cells": [[class of the query, class of the nearest, count]] above 0, sorted, "pairs": the
@@ -67,6 +66,5 @@ def nearest_classes(retrieval: Retrieval, features: FeatureFile) -> dict[str, An
 
 def _image(features: FeatureFile, identity: int) -> dict[str, Any]:
     row = int(np.searchsorted(features.ids, identity))
-    number = int(features.labels[row])
     names = [features.classes[label] for label in features.label_lists[row]]
-    return {"id": identity, "key": features.keys[row], "label": ", ".join(names) or None, "number": number}
+    return {"id": identity, "key": features.keys[row], "label": ", ".join(names) or None}

@@ -8,8 +8,9 @@ from pydantic import model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, ForeignInput, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
-from stages.settings.losses import CrossEntropy, LossChoice, LossSettings, Sampler
+from stages.settings.losses import OF_SEVERAL_LABELS, CrossEntropy, LossChoice, LossSettings, Sampler
 from stages.settings.pretrain import Projector
+from stages.settings.relation import Relation
 from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
 OF_LABELS = ("pseudo_labels", "target", "label_fraction", "negative_only", "flip_is_new_class")
@@ -106,6 +107,9 @@ class Finetune(StageSettings):
     curriculum: Curriculum | None = setting(None, "classes of many images first")
     target: str | None = setting(
         None, "an attribute of the images that is learned in place of their labels (columns.attributes of stage shard)"
+    )
+    label_relation: Relation | None = setting(
+        None, "of images with several labels: which belong together, to sampler, mining and loss; left out: any"
     )
     label_fraction: float = setting(1.0, "share of the labelled training images that is used, stratified", gt=0, le=1)
     label_subset: int = setting(0, "which of the subsets of that share: those of the probe's label curve", ge=0)
@@ -222,6 +226,13 @@ class Finetune(StageSettings):
         return "+".join(loss.title for loss in self.losses)
 
     @property
+    def of_one_label(self) -> str | None:
+        """Where a loss cannot learn from images with several labels: which, and those that can, in words."""
+        found = next((loss.title for loss in self.losses if not loss.several_labels), None)
+        *others, last = OF_SEVERAL_LABELS
+        return found and f"{found} learns from one label an image; {', '.join(others)} and {last} take several"
+
+    @property
     def sampler_used(self) -> Sampler:
         """The one that is named, or that of the first loss that is particular about it."""
         if self.sampler is not None:
@@ -243,6 +254,8 @@ class Finetune(StageSettings):
     def without_effect(self) -> set[str]:
         is_grouped = self.sampler_used in ("p_by_k", "hierarchical")
         idle = {"batch_size"} if is_grouped else {"classes_per_batch", "images_per_class", "classes_of_one"}
+        if self.label_relation is None:
+            idle |= {"label_relation"}
         if self.sampler_used == self._sampler_of_losses:
             idle |= {"sampler"}
         if self.sampler_used != "hierarchical":

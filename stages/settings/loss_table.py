@@ -4,7 +4,7 @@ from typing import get_args
 
 from stages.settings.losses import LOSSES, LossSettings
 
-COLUMNS = ("name", "what it does", "learns from", "sampler", "mining", "paper", "choose it when")
+COLUMNS = ("name", "what it does", "learns from", "labels", "sampler", "mining", "paper", "choose it when")
 
 
 def loss_rows() -> list[dict[str, str]]:
@@ -23,7 +23,8 @@ def _row(loss: type[LossSettings]) -> list[str]:
     name = get_args(loss.model_fields["name"].annotation)[0]
     assert loss.__doc__ is not None
     what = " ".join(loss.__doc__.split()).removesuffix(".")
-    return [name, what, loss.learns_from, loss.sampler, _mining(loss), loss.paper, loss.choose_when]
+    labels = "several" if loss.several_labels else "one"
+    return [name, what, loss.learns_from, labels, loss.sampler, _mining(loss), loss.paper, loss.choose_when]
 
 
 def _mining(loss: type[LossSettings]) -> str:

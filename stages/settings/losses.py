@@ -1,6 +1,6 @@
 """The supervised losses as a recipe says them: `loss: {name: arcface, margin: 0.4}`. One class each."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -27,6 +27,7 @@ class LossSettings(Settings):
         has_head: whether it trains something that tells classes or pairs apart on top of the encoder.
         classifies: whether it works behind a bottleneck (`neck: bn`).
         uses_negatives: whether images that are nobody's positive (`negative_only`) change it.
+        several_labels: whether it learns from images with several labels.
         learns_from, paper, choose_when: for the table of docs/metric-learning.md.
     """
 
@@ -36,6 +37,7 @@ class LossSettings(Settings):
     has_head: ClassVar[bool] = True
     classifies: ClassVar[bool] = True
     uses_negatives: ClassVar[bool] = False
+    several_labels: ClassVar[bool] = False
     learns_from: ClassVar[str] = "classes"
     paper: ClassVar[str]
     choose_when: ClassVar[str]
@@ -66,6 +68,7 @@ class _Remembering(_Comparing):
     """One that can compare with batches before."""
 
     uses_negatives = True
+    several_labels = True
 
     memory: int = setting(
         0, "embeddings of batches before that are compared with too (cross-batch memory: Wang et al. 2020)", ge=0
@@ -109,6 +112,7 @@ class BinaryCrossEntropy(_ClassWeighted):
     """Logistic loss of each class by itself: an image may be of none."""
 
     uses_negatives = True
+    several_labels = True
     paper = "Cox 1958"
     choose_when = "an image may be of no class, beside a loss that compares"
 
@@ -120,6 +124,7 @@ class Focal(_ClassWeighted):
     """Logistic loss of each class that hardly counts where the model is sure."""
 
     uses_negatives = True
+    several_labels = True
     paper = "Lin et al. 2017"
     choose_when = "most decisions are easy, and the rare hard ones matter"
 
@@ -269,6 +274,7 @@ class SupCon(LossSettings):
     """Two views of each image; all images of the own class are positives."""
 
     uses_negatives = True
+    several_labels = True
     views = 2
     has_head = False
     classifies = False
@@ -355,6 +361,9 @@ LOSSES: tuple[type[LossSettings], ...] = (
     SoftTriple, LiftedStructure,
 )  # fmt: skip
 """Every loss, in the order of the documentation; stages/losses/registry.py has the same names."""
+
+OF_SEVERAL_LABELS = tuple(get_args(loss.model_fields["name"].annotation)[0] for loss in LOSSES if loss.several_labels)
+"""Names of those that take images with several labels."""
 
 LossChoice = one_or_several(LOSSES)
 """One loss, or several whose weighted sum counts."""

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
+from stages.settings.relation import Relation
 
 Count = Annotated[int, Field(ge=1)]
 Split = Literal["train", "val", "test"]
@@ -53,6 +54,9 @@ class Retrieve(StageSettings):
     )
     by: By | None = setting(None, "queries and gallery by a further column, in place of splits")
     test_split: Split = setting("test", "the split that `by` is applied in")
+    relation: Relation | None = setting(
+        None, "of images with several labels: which gallery images a query wants; left out: any"
+    )
     recall_at: tuple[Count, ...] = setting((1, 5, 10, 100), "k of Recall@k", min_length=1)
     neighbours: int = setting(10, "nearest images of each query that neighbours.parquet keeps", ge=1)
     bootstrap_samples: int = setting(1000, "resamplings of identities for a 95% interval", ge=100)
@@ -89,7 +93,8 @@ class Retrieve(StageSettings):
         return self
 
     def without_effect(self) -> set[str]:
-        return {"test_split"} if self.by is None else {"queries", "gallery"}
+        idle = {"test_split"} if self.by is None else {"queries", "gallery"}
+        return idle | ({"relation"} if self.relation is None else set())
 
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         features = inputs["features"] if "features" in inputs else Estimate()

@@ -1,6 +1,15 @@
-"""Mosaics of scikit-learn's digits: images with several labels each, some of them rare."""
+"""Mosaics of scikit-learn's digits: images with several labels each, some of them rare.
 
+    python -m benchmarks.mosaics data/mosaics
+    simclr run configs/several-labels.yaml
+
+Each of 16 x 16 pixels holds four handwritten digits; 0 is drawn most often, each next one 0.6 times as often as the one
+before. Digits of train are not in test.
+"""
+
+import argparse
 import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +64,23 @@ def make_mosaics(count: int, *, decay: float = 0.6, group_size: int = 1, seed: i
     return Mosaics(images, targets, np.arange(count) // group_size)
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to, a folder that is not there yet")
+    parser.add_argument("--train", type=int, default=3000, help="images of train")
+    parser.add_argument("--test", type=int, default=3000, help="images of test")
+    arguments = parser.parse_args()
+    if arguments.folder.exists():
+        print(f"{arguments.folder} is there already", file=sys.stderr)
+        return 2
+    parts = {part: make_mosaics(getattr(arguments, part), part=part) for part in ("train", "test")}
+    table = write_mosaics(arguments.folder, parts, [f"digit {number}" for number in range(10)])
+    for part, made in parts.items():
+        print(f"{part}: {len(made.images):,} images, of each digit {made.targets.sum(axis=0).tolist()}")
+    print(table)
+    return 0
+
+
 def write_mosaics(folder: Path, parts: dict[str, Mosaics], names: list[str]) -> Path:
     """Images and a table with path, labels (`a|b`), split and group; returns the table's path."""
     folder.mkdir(parents=True)
@@ -70,3 +96,7 @@ def write_mosaics(folder: Path, parts: dict[str, Mosaics], names: list[str]) -> 
                 listed = "|".join(names[one] for one in np.flatnonzero(row))
                 writer.writerow([path, listed, split, f"{split} {group}"])
     return folder / "labels.csv"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
