@@ -1,4 +1,4 @@
-"""Figures of a recipe that was run with several seeds: mean and standard deviation of each probe and retrieval.
+"""Figures of a recipe that was run with several seeds: mean and standard deviation, a row for each set of features.
 
     simclr run configs/few-images.yaml --seed 1
     python -m benchmarks.by_seed few-images
@@ -10,6 +10,7 @@ seeds, on the machine that ran it): they compare within one table only. Of runs 
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -44,40 +45,59 @@ def main() -> int:
     parser.add_argument("--store", type=Path, help="default: $SIMCLR_STORE or ./artifacts")
     arguments = parser.parse_args()
     store = open_store(arguments.store)
-    rows = {
-        step: by_seed(store, arguments.recipe, step) for recipe, step in store.names() if recipe == arguments.recipe
-    }
-    rows = {step: found for step, found in rows.items() if found}
+    rows = by_features(store, arguments.recipe)
     if not rows:
         print(f"no probe or retrieval of {arguments.recipe} in {store.path}", file=sys.stderr)
         return 2
     there = {name for found in rows.values() for one in found.values() for name in one}
     columns = [name for name in (*FIGURES, *RARE_FIGURES) if name in there]
-    print(f"| step | seeds | {' | '.join(columns)} | seconds | MiB |")
+    print(f"| features | seeds | {' | '.join(columns)} | seconds | MiB |")
     print("|" + " --- |" * (len(columns) + 4))
-    for step, found in rows.items():
-        cells = [in_words([one[name] for one in found.values() if name in one]) for name in columns]
+    # What was not fine-tuned, and so is compared with, comes first.
+    for step in sorted(rows, key=lambda step: any("seconds" in one for one in rows[step].values())):
+        found = rows[step].values()
+        cells = [in_words([one[name] for one in found if name in one]) for name in columns]
         costs = [
-            f"{median(values):,.0f}" if (values := [one[name] for one in found.values() if name in one]) else NOTHING
+            f"{median(values):,.0f}" if (values := [one[name] for one in found if name in one]) else NOTHING
             for name in ("seconds", "mib")
         ]
         print(f"| {step} | {len(found)} | {' | '.join([*cells, *costs])} |")
     return 0
 
 
-def by_seed(store: Store, recipe: str, step: str) -> dict[int, dict[str, float]]:
-    """By seed: the figures of a probe or a retrieval; empty for every other step."""
+def by_features(store: Store, recipe: str) -> dict[str, dict[int, dict[str, float]]]:
+    """By step of the stage `embed`, and by seed: the figures of its probe and of its retrieval.
+
+    Of several probes of one set of features each has a row of its own, by its name.
+    """
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    steps = [step for one, step in store.names() if one == recipe]
+    made = {step: found for step in steps if (found := by_seed(store, recipe, step))}
+    users = Counter((stage, features) for stage, features, _ in made.values())
+    for step, (stage, features, figures) in made.items():
+        row = rows.setdefault(features if users[stage, features] == 1 else step, {})
+        for seed, found in figures.items():
+            row[seed] = row.get(seed, {}) | found
+    return rows
+
+
+def by_seed(store: Store, recipe: str, step: str) -> tuple[str, str, dict[int, dict[str, float]]] | None:
+    """Of a probe or a retrieval: its stage, the step that made its features, and its figures by seed."""
     found: dict[int, dict[str, float]] = {}
+    stage, features = "", ""
     for version in store.versions(recipe, step):
-        if version.stage not in ("probe", "retrieve"):
-            return {}
-        record = store.record(version.stage, version.key, version.digest)
-        metrics = json.loads((store.files(version.stage, version.digest) / "metrics.json").read_text())
+        stage = version.stage
+        if stage not in ("probe", "retrieve"):
+            return None
+        record = store.record(stage, version.key, version.digest)
+        metrics = json.loads((store.files(stage, version.digest) / "metrics.json").read_text())
         figures = {name: value for name, path in FIGURES.items() if (value := at(metrics, path)) is not None}
-        tuned = next((one for one in reversed(store.ancestors(record)) if one.stage == "finetune"), None)
+        ancestors = [*reversed(store.ancestors(record))]
+        features = next(one.step for one in ancestors if one.stage == "embed")
+        tuned = next((one for one in ancestors if one.stage == "finetune"), None)
         figures |= of_rare_labels(metrics)
         found[seed_of(store, record)] = figures | ({} if tuned is None else costs_of(tuned))
-    return found
+    return (stage, features, found) if found else None
 
 
 def costs_of(record: Record) -> dict[str, float]:

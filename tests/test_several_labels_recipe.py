@@ -94,7 +94,9 @@ def test_the_report_shows_labels_and_retrievals(store: Store) -> None:
 
 @pytest.mark.xdist_group("several-labels-recipe")
 def test_the_rare_labels_are_those_of_the_fewest_training_images(store: Store) -> None:
-    (figures,) = by_seed.by_seed(store, "several-labels", "probe_bce").values()
+    found = by_seed.by_seed(store, "several-labels", "probe_bce")
+    assert found is not None
+    (figures,) = found[2].values()
     probe = read(store, "probe_bce")
     table = sorted(probe["linear"]["per_class"], key=lambda one: one["train"])
     rare = [one for one in table if one["train"] and one["test"]][:3]

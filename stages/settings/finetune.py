@@ -13,7 +13,7 @@ from stages.settings.pretrain import Projector
 from stages.settings.relation import Relation
 from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
-OF_LABELS = ("pseudo_labels", "target", "label_fraction", "negative_only", "flip_is_new_class")
+OF_LABELS = ("pseudo_labels", "label_relation", "target", "label_fraction", "negative_only", "flip_is_new_class")
 """Settings that given pairs have no use for."""
 
 
