@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.evaluation.intervals import bootstrap_means, interval_of
 from stages.evaluation.retrieval import count_relevant
-from stages.evaluation.similarity import NEVER, order_keys, payload_of, similarity_of, similarity_tiles
+from stages.evaluation.similarity import NEVER, order_keys, over_tiles, payload_of, similarity_of
 
 PLACES = 5
 
@@ -93,7 +93,8 @@ def answer_queries(
     similarity = np.full((len(queries), PLACES), -np.inf)
     identity = np.full((len(queries), PLACES), -1)
     labels = gallery_labels.numpy()
-    for rows, tile in similarity_tiles(queries, gallery[order]):
+
+    def answer(rows: slice, tile: NDArray[np.float32]) -> None:
         keys = order_keys(tile, rows_before)
         excluded = np.flatnonzero(own[rows] >= 0)
         keys[excluded, own[rows][excluded]] = NEVER
@@ -101,6 +102,9 @@ def answer_queries(
         there_is = best != NEVER
         similarity[rows, : best.shape[1]] = similarity_of(best)
         identity[rows, : best.shape[1]][there_is] = labels[payload_of(best[there_is])]
+
+    for _ in over_tiles(queries, gallery[order], answer):
+        pass
     wanted = query_labels.numpy()
     return Answers(similarity, identity, wanted, count_relevant(wanted, labels, itself) == 0)
 

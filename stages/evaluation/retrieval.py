@@ -12,9 +12,9 @@ from stages.evaluation.similarity import (
     NEVER,
     TILE_PAIRS,
     order_keys,
+    over_tiles,
     payload_of,
     similarity_of,
-    similarity_tiles,
 )
 from stages.labels import ANY_SHARED, LabelRelation
 
@@ -69,8 +69,8 @@ def rank_gallery(
 ) -> Ranking:
     """Rank the gallery for each query by cosine similarity in float32, the smaller row first among equals; exact.
 
-    Memory is that of `similarity.TILE_PAIRS` pairs, however many queries there are. Of each query's keys only the R
-    nearest (at least the short list and the neighbours) are put in order; the rank of the first relevant row is
+    Memory is that of `similarity.TILE_PAIRS` pairs a thread, however many queries there are. Of each query's keys only
+    the R nearest (at least the short list and the neighbours) are put in order; the rank of the first relevant row is
     counted.
 
     Args:
@@ -95,7 +95,8 @@ def rank_gallery(
     right = np.empty((len(queries), kept), dtype=bool)
     # The lowest bit of a key says whether its row is relevant.
     columns = 2 * np.arange(len(gallery), dtype=np.int64)
-    for rows, tile in similarity_tiles(queries, gallery):
+
+    def measure(rows: slice, tile: NDArray[np.float32]) -> None:
         is_relevant = relation.between(query_labels[rows], gallery_labels).numpy()
         keys = order_keys(tile, columns | is_relevant)
         excluded = np.flatnonzero(own[rows] >= 0)
@@ -108,6 +109,9 @@ def rank_gallery(
         mean_at_5[rows] = _up_to(hits, np.full(len(hits), SHORT_LIST), listed)[1]
         index[rows] = payload_of(nearest[:, :kept]) >> 1
         similarity[rows], right[rows] = similarity_of(nearest[:, :kept]), hits[:, :kept]
+
+    for _ in over_tiles(queries, gallery, measure):
+        pass
     found = Neighbours(torch.from_numpy(similarity), torch.from_numpy(index))
     return Ranking(relevant, first, at_r, mean_at_r, mean_at_5, found, right)
 

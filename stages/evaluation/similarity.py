@@ -1,6 +1,8 @@
 """Cosine similarities of queries to a gallery in bounded memory, and keys that put gallery rows in order by them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -8,20 +10,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 TILE_PAIRS = 2**21
-"""Pairs of a query and a gallery row that are in memory at once, but at least one query with all of its pairs."""
+"""Pairs of a query and a gallery row that a thread has in memory at once, but at least one query with all of its
+pairs."""
+MOST_THREADS = 8
+
+T = TypeVar("T")
 NEVER = np.iinfo(np.int64).max - 1
 """The key of a row that does not count: behind all others, and even."""
 
 
-def similarity_tiles(queries: Tensor, gallery: Tensor) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Consecutive queries with their cosine similarities to all of the gallery.
+def over_tiles(queries: Tensor, gallery: Tensor, work: Callable[[slice, NDArray[np.float32]], T]) -> Iterator[T]:
+    """What some work gives for consecutive queries and their cosine similarities to all of the gallery, in order.
+
+    As many threads as torch has work at a time, at most MOST_THREADS, each on queries of its own: numpy's sorting and
+    counting, which take most of the time, have one each.
 
     Args:
         queries: [Q, D] floats, of any length; a row of zeros has similarity 0 with everything.
         gallery: [G, D].
-
-    Returns:
-        The rows of the queries, and float32 [B, G] of which the caller may do as it likes.
+        work: is given the rows of the queries, and float32 [B, G] of which it may do as it likes.
 
     Raises:
         ValueError: dimensions that differ, or an empty gallery.
@@ -31,9 +38,13 @@ def similarity_tiles(queries: Tensor, gallery: Tensor) -> Iterator[tuple[slice, 
     # Normalised once: [G, D] again. Queries are normalised tile by tile.
     turned = torch.nn.functional.normalize(gallery.float(), dim=1).T
     size = max(1, TILE_PAIRS // len(gallery))
-    for begin in range(0, len(queries), size):
+
+    def of_tile(begin: int) -> T:
         rows = slice(begin, min(begin + size, len(queries)))
-        yield rows, (torch.nn.functional.normalize(queries[rows].float(), dim=1) @ turned).numpy()
+        return work(rows, (torch.nn.functional.normalize(queries[rows].float(), dim=1) @ turned).numpy())
+
+    with ThreadPoolExecutor(min(torch.get_num_threads(), MOST_THREADS)) as pool:
+        yield from pool.map(of_tile, range(0, len(queries), size))
 
 
 def order_keys(similarity: NDArray[np.float32], payload: NDArray[np.int64]) -> NDArray[np.int64]:

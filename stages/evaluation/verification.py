@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.evaluation.similarity import similarity_tiles
+from stages.evaluation.similarity import over_tiles
 from stages.labels import ANY_SHARED, LabelRelation, is_labelled
 
 BINS = 2**18
@@ -79,13 +79,19 @@ def count_pairs(
     is_query = np.zeros(len(there), dtype=bool)
     is_query[own[own >= 0]] = True
     columns = np.arange(len(there))
-    for rows, tile in similarity_tiles(queries[known], gallery[known_there]):
+
+    def count(rows: slice, tile: NDArray[np.float32]) -> tuple[Counts, Counts]:
         itself = own[rows, None]
         counted = (columns > itself) | ~is_query & (columns != itself)
         # What does not count goes to a bin of its own.
         bins = np.where(counted, ((tile + 1) * (BINS // 2)).astype(np.int64).clip(0, BINS - 1), BINS)
-        everything += np.bincount(bins.ravel(), minlength=BINS + 1)[:BINS]
-        genuine += np.bincount(bins[relation.between(wanted[rows], there).numpy()], minlength=BINS + 1)[:BINS]
+        related = relation.between(wanted[rows], there).numpy()
+        found, found_genuine = (np.bincount(some, minlength=BINS + 1)[:BINS] for some in (bins.ravel(), bins[related]))
+        return found, found_genuine
+
+    for found, found_genuine in over_tiles(queries[known], gallery[known_there], count):
+        everything += found
+        genuine += found_genuine
     return genuine, everything - genuine
 
 
