@@ -52,6 +52,9 @@ from stages.settings.finetune import Finetune
 from stages.sources.pair_table import read_pairs
 from stages.views import Interpolation, Policy, load, preset, read_policy, to_device
 
+BATCHES_LOOKED_AT = 10
+MANY_LONE = 0.1
+"""Share of a batch without a partner that is worth a word."""
 CROP_AND_FLIP = {"colour_jitter": 0.0, "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0}
 """What is left of the policy of pretraining where a recipe names no views."""
 
@@ -125,6 +128,8 @@ def finetune(run: Run, settings: Finetune) -> None:
         f"{start.architecture.backbone}, {count_parameters(encoder):,} parameters, {steps:,} steps of "
         f"{plan.batch_size}, learning rate {optimisation.rate:.4g} on {run.device}"
     )
+    if settings.projection is not None and objective.loss.trained_head is not None:
+        run.say("the head is trained on the projection, and thrown away with it")
     watch = Watch(settings.loss_name, objective.loss.value_at_a_point)
     embed, measure = run.distribute(encoder), run.distribute(objective)
     with (
@@ -283,7 +288,7 @@ def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targ
 
 def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen: np.ndarray) -> Plan:
     """The batches, checked against the number of processes."""
-    labels = targets.labels[chosen]
+    labels, relation = targets.labels[chosen], _relation(settings)
     samples = label_samples(chosen, labels, targets.classes, settings.negative_only, settings.flip_is_new_class)
     asked = Batches(
         sampler=settings.sampler_used,
@@ -294,7 +299,7 @@ def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen
         positive_share=settings.positive_share,
         negatives_per_batch=settings.negatives_per_batch,
         classes_of_one=settings.classes_of_one,
-        by_set=_relation(settings).kind == "all",
+        by_set=relation.needs_equal_sets,
     )
     if settings.hierarchy is not None:
         above = np.asarray([name or "" for name in shards.attribute(settings.hierarchy)])  # without one: alike
@@ -305,11 +310,29 @@ def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen
         plan = begin_with(run.seed, plan, asked, settings.curriculum.min_per_class, steps)
     for note in plan.notes:
         run.say(note)
-    is_grouped = settings.sampler_used in ("p_by_k", "hierarchical")
-    setting = "classes_per_batch x images_per_class" if is_grouped else "batch_size"
+    if samples.have_several and settings.is_grouped:
+        _warn_of_lone_rows(run, plan, relation)
+    elif not samples.have_several and settings.label_relation is not None:
+        run.warn("label_relation changes nothing: every image has one label")
+    setting = "classes_per_batch x images_per_class" if settings.is_grouped else "batch_size"
     largest = len(plan.samples) if settings.sampler_used == "shuffled" else None
     run.check_divides(setting, plan.batch_size, largest=largest, unit=plan.unit)
     return plan
+
+
+def _warn_of_lone_rows(run: Run, plan: Plan, relation: LabelRelation) -> None:
+    """Whether many rows of a batch find no partner: batches are drawn by label, and the relation may ask for more."""
+    lone, rows = 0, 0
+    for step in range(min(BATCHES_LOOKED_AT, plan.schedule.steps_per_epoch)):
+        labels = torch.from_numpy(plan.samples.labels[plan.schedule.positions(step)])
+        labels = labels[labels.any(dim=1)]
+        lone += int((relation.between(labels, labels).sum(dim=1) == 1).sum())  # itself alone
+        rows += len(labels)
+    if lone > MANY_LONE * rows:
+        run.warn(
+            f"label_relation: {lone / rows:.0%} of the images of a batch belong to no other of it, and teach what is "
+            "apart alone: a lower threshold, or more images_per_class, finds them partners"
+        )
 
 
 def _visits(plan: Plan, step: int, rank: int, rows: int) -> Tensor:

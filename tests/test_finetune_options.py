@@ -339,7 +339,9 @@ def make_images(folder: Path, counts: dict[str, int]) -> str:
 
 
 @pytest.mark.parametrize("name", ["supcon", "cross_entropy"])
-def test_a_projection_is_thrown_away(run_stage: RunStage, shards: Path, name: str) -> None:
+def test_a_projection_is_thrown_away(
+    run_stage: RunStage, shards: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = TINY | {"loss": {"name": name}, "projection": {"layers": 2, "hidden": 16, "dimension": 8}}
     files = run_stage("finetune", settings, {"shards": shards})
     encoder, card = load_encoder(files)
@@ -349,6 +351,7 @@ def test_a_projection_is_thrown_away(run_stage: RunStage, shards: Path, name: st
     plain = run_stage("finetune", settings | {"projection": None}, {"shards": shards})
     one, other = (load_file(folder / "encoder.safetensors")["conv1.weight"] for folder in (files, plain))
     assert not torch.equal(one, other), "it was trained through"
+    assert ("thrown away with it" in capsys.readouterr().err) == (name == "cross_entropy"), "it has a head"
 
 
 # Alarms

@@ -9,6 +9,7 @@ import test_finetune_options
 import torch
 from conftest import RunStage, stage_runner
 from processes import run_in_processes
+from pydantic import ValidationError
 from test_finetune_options import Seen, lines
 from test_finetune_processes import finetune
 from torch import Tensor, distributed
@@ -237,3 +238,35 @@ def test_two_processes_equal_one(of_two: list[dict[str, Tensor]], shards: Path, 
                 continue
             difference = (found[f"{variant}/{name}"].double() - value.double()).norm()
             assert difference <= 1e-5 * max(1.0, value.double().norm().item()), name
+
+
+def test_a_relation_is_refused_where_nothing_reads_it() -> None:
+    for loss in ({"name": "arcface"}, {"name": "bce"}, {"name": "pairs_difference"}):
+        with pytest.raises(ValidationError, match="does not compare images by their labels"):
+            Finetune.model_validate(
+                {"shards": "s", "encoder": "random", "loss": loss, "label_relation": {"kind": "any"}}
+            )
+    by_set = {"loss": {"name": "bce"}, "sampler": "p_by_k", "label_relation": {"kind": "all"}}
+    assert Finetune.model_validate({"shards": "s", "encoder": "random"} | by_set).label_relation is not None
+
+
+def test_a_relation_that_changes_nothing_is_told(run_stage: RunStage, capsys: pytest.CaptureFixture[str]) -> None:
+    digits = run_stage("shard", {"source": "sklearn:digits", "near_duplicates": False})
+    run_stage("finetune", TINY | {"loss": {"name": "triplet"}, "label_relation": {"kind": "all"}}, {"shards": digits})
+    assert "label_relation changes nothing: every image has one label" in capsys.readouterr().err
+
+
+def test_images_without_a_partner_are_told(
+    run_stage: RunStage, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for threshold, is_told in ((0.9, True), (0.1, False)):
+        relation = {"kind": "jaccard", "threshold": threshold}
+        run_stage("finetune", TINY | {"loss": {"name": "triplet"}, "label_relation": relation}, {"shards": shards})
+        assert ("belong to no other of it" in capsys.readouterr().err) == is_told
+
+
+def test_jaccard_of_one_draws_as_equal_sets(run_stage: RunStage, shards: Path, seen: Seen) -> None:
+    for relation in ({"kind": "all"}, {"kind": "jaccard", "threshold": 1}):
+        run_stage("finetune", TINY | {"loss": {"name": "triplet"}, "label_relation": relation}, {"shards": shards})
+    first, second = seen.labels[: len(seen.labels) // 2], seen.labels[len(seen.labels) // 2 :]
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

@@ -172,7 +172,7 @@ def test_labels_of_a_single_image(kept: str) -> None:
         (Batches("hierarchical", 24, 3, 4, 2, 0.5, 0, "repeat"), "sampler: hierarchical is for images with one label"),
         (
             Batches("p_by_k", 24, 3, 4, 2, 0.5, 0, "drop", by_set=True),
-            "classes_of_one: drop is for classes, and label_relation: all takes sets",
+            "classes_of_one: drop is for classes, and batches are of equal sets of labels",
         ),
     ],
 )

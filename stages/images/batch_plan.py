@@ -215,9 +215,16 @@ def plan_given_pairs(seed: int, pairs: np.ndarray, targets: np.ndarray, batch_si
     images, places = np.unique(pairs, return_inverse=True)
     nobodys = Labelled(images, np.full(len(images), -1), (), np.zeros(len(images), dtype=bool))
     count = min(batch_size // 2, len(pairs))
-    notes = () if 2 * count == batch_size else (f"batches of {2 * count}: there are no more than {count} pairs",)
+    notes = []
+    if 2 * count < batch_size:
+        notes.append(f"batches of {2 * count}: there are no more than {count} pairs")
+    left = len(pairs) % count
+    if left:
+        notes.append(
+            f"an epoch is of {len(pairs) - left:,} pairs: the {left:,} that fill no batch are others each time"
+        )
     schedule = GivenPairs(seed, places.reshape(pairs.shape), targets, count)
-    return Plan(nobodys, schedule, 2 * count, 2 * count, 2, notes)
+    return Plan(nobodys, schedule, 2 * count, 2 * count, 2, tuple(notes))
 
 
 def begin_with(seed: int, plan: Plan, asked: Batches, least: int, steps: int) -> Plan:
@@ -322,6 +329,8 @@ def _without_classes_of_one(samples: Labelled, asked: Batches) -> tuple[Labelled
     listed = ", ".join(repr(samples.names[label]) for label in alone[:FEW_NAMES])
     more = f" and {len(alone) - FEW_NAMES:,} more" if len(alone) > FEW_NAMES else ""
     what = f"{len(alone):,} of {len(samples.counts):,} classes have a single image ({listed}{more})"
+    if samples.have_several and asked.classes_of_one != "repeat":
+        what += "; where it has other labels it stays under these"
     if asked.classes_of_one == "repeat":
         advice = "classes_of_one: drop leaves them out, negative keeps them as negatives only"
         return samples, [f"{what}, whose only positives are other views of it; {advice}"]
@@ -342,8 +351,8 @@ def _note_of_lone_sets(samples: Labelled, asked: Batches) -> list[str]:
     lone = int((counts == 1).sum())
     if lone and asked.classes_of_one != "repeat":
         raise Unplannable(
-            f"classes_of_one: {asked.classes_of_one} is for classes, and label_relation: all takes sets of labels for "
-            "them; leave it out"
+            f"classes_of_one: {asked.classes_of_one} is for classes, and batches are of equal sets of labels here "
+            "(label_relation); leave it out"
         )
     what = f"{lone:,} of {len(counts):,} sets of labels are of a single image, whose only positives are other views"
     return [f"{what} of it"] if lone else []

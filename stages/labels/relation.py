@@ -26,6 +26,11 @@ class LabelRelation:
     kind: RelationKind = "any"
     threshold: float = 0.5
 
+    @property
+    def needs_equal_sets(self) -> bool:
+        """Whether what belongs together has the same labels."""
+        return self.kind == "all" or (self.kind == "jaccard" and self.threshold == 1)
+
     def between(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Which rows belong to which columns.
 

@@ -13,7 +13,16 @@ from stages.settings.pretrain import Projector
 from stages.settings.relation import Relation
 from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
 
-OF_LABELS = ("pseudo_labels", "label_relation", "target", "label_fraction", "negative_only", "flip_is_new_class")
+NOT_OF_GIVEN_PAIRS = (
+    "pseudo_labels",
+    "label_relation",
+    "target",
+    "label_fraction",
+    "label_subset",
+    "negative_only",
+    "flip_is_new_class",
+    "positive_share",
+)
 """Settings that given pairs have no use for."""
 
 
@@ -109,7 +118,9 @@ class Finetune(StageSettings):
         None, "an attribute of the images that is learned in place of their labels (columns.attributes of stage shard)"
     )
     label_relation: Relation | None = setting(
-        None, "of images with several labels: which belong together, to sampler, mining and loss; left out: any"
+        None,
+        "of images with several labels: which belong together, to mining and loss, and to batches of P x K (all draws "
+        "whole sets of labels, any and jaccard draw labels); left out: any",
     )
     label_fraction: float = setting(1.0, "share of the labelled training images that is used, stratified", gt=0, le=1)
     label_subset: int = setting(0, "which of the subsets of that share: those of the probe's label curve", ge=0)
@@ -191,12 +202,11 @@ class Finetune(StageSettings):
             raise ValueError("batch_size: pairs are of two images: take an even number")
         if (self.sampler_used == "hierarchical") != (self.hierarchy is not None):
             raise ValueError("hierarchy and sampler: hierarchical go together")
-        if self.negatives_per_batch and self.sampler_used not in ("p_by_k", "hierarchical"):
+        if self.negatives_per_batch and not self.is_grouped:
             raise ValueError(f"negatives_per_batch: {self.sampler_used} takes them as they come; leave it out")
-        is_grouped = self.sampler_used in ("p_by_k", "hierarchical")
         asked = [name for name, is_asked in (
             ("negative_only", bool(self.negative_only)), ("negatives_per_batch", self.negatives_per_batch > 0),
-            ("classes_of_one: negative", is_grouped and self.classes_of_one == "negative"),
+            ("classes_of_one: negative", self.is_grouped and self.classes_of_one == "negative"),
         ) if is_asked]  # fmt: skip
         if asked and not any(loss.uses_negatives for loss in self.losses):
             raise ValueError(f"{asked[0]}: {self.loss_name} has no use for images without a class")
@@ -204,6 +214,7 @@ class Finetune(StageSettings):
             raise ValueError("curriculum: is for classes, not for pairs")
         if self.pairs is not None:
             self._check_pairs()
+        self._check_relation()
 
     def _check_pairs(self) -> None:
         if self.sampler_used != "pairs":
@@ -211,9 +222,15 @@ class Finetune(StageSettings):
                 f"pairs: {self.loss_name} does not learn from given pairs; pairs_cosine, pairs_difference and "
                 "pairs_concatenated do"
             )
-        for name in OF_LABELS:
+        for name in NOT_OF_GIVEN_PAIRS:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: is for labels, and given pairs are learned from without; leave it out")
+
+    def _check_relation(self) -> None:
+        compares = any(loss.several_labels and not loss.classifies for loss in self.losses)
+        draws_sets = self.label_relation is not None and self.label_relation.kind == "all" and self.is_grouped
+        if self.label_relation is not None and not compares and not draws_sets:
+            raise ValueError(f"label_relation: {self.loss_name} does not compare images by their labels; leave it out")
 
     @property
     def losses(self) -> tuple[LossSettings, ...]:
@@ -240,6 +257,11 @@ class Finetune(StageSettings):
         return self._sampler_of_losses
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether batches are P classes with K images each."""
+        return self.sampler_used in ("p_by_k", "hierarchical")
+
+    @property
     def _sampler_of_losses(self) -> Sampler:
         return next((loss.sampler for loss in self.losses if loss.sampler != "shuffled"), "shuffled")
 
@@ -247,13 +269,12 @@ class Finetune(StageSettings):
     def images_per_batch(self) -> int:
         """Of the global batch, where there are so many; counting views."""
         views = max((loss.views for loss in self.losses), default=1)
-        if self.sampler_used in ("p_by_k", "hierarchical"):
+        if self.is_grouped:
             return views * (self.classes_per_batch * self.images_per_class + self.negatives_per_batch)
         return views * self.batch_size
 
     def without_effect(self) -> set[str]:
-        is_grouped = self.sampler_used in ("p_by_k", "hierarchical")
-        idle = {"batch_size"} if is_grouped else {"classes_per_batch", "images_per_class", "classes_of_one"}
+        idle = {"batch_size"} if self.is_grouped else {"classes_per_batch", "images_per_class", "classes_of_one"}
         if self.label_relation is None:
             idle |= {"label_relation"}
         if self.sampler_used == self._sampler_of_losses:
