@@ -16,7 +16,11 @@ COLUMNS = ("id", "key", "labels", "xxh3")
 
 
 def query_images_seen(
-    lineage: Lineage, features: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]
+    lineage: Lineage,
+    features: Artifact,
+    ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    head: Artifact | None = None,
 ) -> list[dict[str, Any]]:
     """For each training of the encoder, the last first, what the train split of its shards holds of the queries; and
     the test images that it learned with pseudo-labels. Where it learned pseudo-labels, for each training of the encoder
@@ -30,6 +34,7 @@ def query_images_seen(
         features: the artifact that was searched.
         ids: int64 [Q], of the queries.
         labels: int64, those that they have.
+        head: the training whose head of pairs scores them too; it counts even if the encoder was frozen.
 
     Returns:
         [{"step", "stage", "query_images", "query_classes"}], counts; empty for an encoder that learned nothing here.
@@ -38,7 +43,7 @@ def query_images_seen(
     if shards is None:
         return []
     found = []
-    for training in _trainings(lineage, features):
+    for training in _trainings(lineage, features, head):
         other = lineage.input(training, "shards")
         if other is not None:
             pseudo = lineage.input(training, "pseudo_labels")
@@ -48,8 +53,9 @@ def query_images_seen(
     return found
 
 
-def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
-    """Every step that trained the encoder's weights; one of a head alone did not, unless it added a batch norm.
+def _trainings(lineage: Lineage, features: Artifact, head: Artifact | None) -> Iterator[Artifact]:
+    """Every step that trained the encoder's weights, or the head that is scored; one of another head alone did not,
+    unless it added a batch norm.
 
     Pseudo-labels hand on what the encoder of their classifier learned: its trainings count too, each once, after those
     of the encoder itself.
@@ -62,7 +68,8 @@ def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
             continue
         found.add(encoder.digest)
         pending.appendleft(lineage.input(encoder, "encoder"))
-        if encoder.settings.get("freeze") == "encoder" and encoder.settings.get("neck") != "bn":
+        trains_encoder = encoder.settings.get("freeze") != "encoder" or encoder.settings.get("neck") == "bn"
+        if not trains_encoder and (head is None or encoder.digest != head.digest):
             continue
         yield encoder
         given = lineage.input(encoder, "pseudo_labels")
