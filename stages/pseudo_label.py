@@ -76,6 +76,8 @@ def pseudo_label(run: Run, settings: PseudoLabel) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
+    if settings.include_test:
+        _check_test_images(run, features)
     images = _images(run, settings, features)
     path = settings.penalties
     solver = Solver(path.smallest, path.largest, path.count, len(features.classes), settings.max_iterations)
@@ -105,6 +107,20 @@ def pseudo_label(run: Run, settings: PseudoLabel) -> None:
     _tell(run, settings, features, choice, solver, metrics)
 
 
+def _check_test_images(run: Run, features: Features) -> None:
+    """Raises UsageError where there are none, or where none can be of a class that the classifier knows."""
+    if not (features.splits == "test").any():
+        raise UsageError(f"{run.step}.include_test: the features have no test split; leave it out")
+    digest = run.inputs("features")[0].made_from.get("shards")
+    shards = [one for one in run.ancestors() if one.stage == "shard" and one.digest == digest]
+    if any(one.settings["split_by"] == "class" for one in shards):
+        # The precision out of fold cannot see it: it is of training images.
+        raise UsageError(
+            f"{run.step}.include_test: {shards[0].step} has split_by: class, so that no test image is of a class of "
+            "train, and each would get a wrong one: leave include_test out"
+        )
+
+
 def _images(run: Run, settings: PseudoLabel, features: Features) -> Images:
     """Raises BadData where there is nothing to learn from, or nothing to give a class to."""
     train = features.select(np.flatnonzero(features.splits == "train"))
@@ -126,10 +142,7 @@ def _images(run: Run, settings: PseudoLabel, features: Features) -> Images:
     is_train = features.splits == "train"
     is_candidate = is_train & ~np.isin(features.ids, whole.ids[chosen])
     if settings.include_test:
-        is_test = features.splits == "test"
-        if not is_test.any():
-            raise UsageError(f"{run.step}.include_test: the features have no test split; leave it out")
-        is_candidate |= is_test
+        is_candidate |= features.splits == "test"
     places = np.flatnonzero(is_candidate)
     if not len(places):
         raise BadData(

@@ -11,9 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from test_probe import DIGITS, PIXELS, TRAIN, digits, metrics_of, seen, write_features
 
+from pipeline import runner
 from pipeline.errors import BadData, NotFinite, UsageError
+from pipeline.recipe import load_recipe
+from pipeline.store import Store
 from stages.evaluation import label_subset, labels_digest, stratified_folds
 from stages.evaluation.subsets import hash_ids
+from stages.settings import STAGES
 from stages.settings.pseudo_label import PseudoLabel
 
 FEW: dict[str, Any] = {"label_fraction": 0.05}
@@ -212,6 +216,46 @@ def test_what_cannot_be_done_is_one_line(
     with pytest.raises(error, match=message) as caught:
         run_stage("pseudo_label", settings, {"features": digits(tmp_path, **changes)})
     assert "\n" not in str(caught.value)
+
+
+RECIPE = """
+name: disjoint
+steps:
+  shards: {stage: shard, source: "sklearn:digits", near_duplicates: false}
+  by_class: {stage: shard, source: "sklearn:digits", near_duplicates: false, split_by: class}
+  views: {stage: augment, shards: by_class, preset: text, image_size: 8, contact_sheet_images: 2}
+  simclr:
+    stage: pretrain
+    shards: by_class
+    views: views
+    architecture: {backbone: resnet10, width: 4}
+    projector: {layers: 2, hidden: 16, dimension: 8}
+    max_steps: 1
+    batch_size: 64
+    device: cpu
+  embed_{shards}:
+    each: {shards: [shards, by_class]}
+    stage: embed
+    shards: "{shards}"
+    encoder: simclr
+    device: cpu
+  plain: &given {stage: pseudo_label, features: embed_by_class, label_fraction: 0.5, threshold: 0.5}
+  with_test: {<<: *given, include_test: true}
+  with_test_of_all: {<<: *given, features: embed_shards, include_test: true}
+"""
+
+
+def test_images_of_classes_that_train_has_not_are_refused(tmp_path: Path) -> None:
+    """By the splits that the shards of the features have; in what shards their encoder learned does not matter."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    planner = runner.Planner(Store(tmp_path / "store"), load_recipe(tmp_path / "recipe.yaml", STAGES), print)
+    assert len(runner.run(planner, ("plain", "with_test_of_all"), lambda _: None)) == 8
+    with pytest.raises(UsageError) as caught:
+        runner.run(planner, ("with_test",), lambda _: None)
+    assert str(caught.value) == (
+        "with_test.include_test: by_class has split_by: class, so that no test image is of a class of train, and each "
+        "would get a wrong one: leave include_test out"
+    )
 
 
 def test_labels_that_the_encoder_saw_choose_no_threshold(
