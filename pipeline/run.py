@@ -130,7 +130,8 @@ class Run:
     def ancestors(self) -> list[Ancestor]:
         """Everything that the inputs were made of, themselves included, sources first.
 
-        Only for stages whose settings say `reads_ancestors`: their key holds what is listed here.
+        What is written may depend on it only in stages whose settings say `reads_ancestors`: their key holds what is
+        listed here. Others may refuse by it, as by `Input.made_from`.
         """
         return list(self._ancestors)
 

@@ -31,7 +31,7 @@ from stages.evaluation import (
     read_features,
     stratified_folds,
 )
-from stages.images.pseudo_labels import images_digest, write_pseudo_labels
+from stages.images.pseudo_labels import images_digest, take_confident, write_pseudo_labels
 from stages.settings.pseudo_label import PseudoLabel
 
 MOST_CLASSES = 20
@@ -76,6 +76,8 @@ def pseudo_label(run: Run, settings: PseudoLabel) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
+    if settings.include_test:
+        _check_test_images(run, features)
     images = _images(run, settings, features)
     path = settings.penalties
     solver = Solver(path.smallest, path.largest, path.count, len(features.classes), settings.max_iterations)
@@ -87,13 +89,14 @@ def pseudo_label(run: Run, settings: PseudoLabel) -> None:
         progress.advance()
         labels, confidences = _answers(model.logits(images.candidates.features, 0))
         progress.advance()
-    taken = _take(labels, confidences, believed.threshold, settings.per_class)
+    taken = take_confident(labels, confidences, believed.threshold, settings.per_class)
     found = images.candidates.select(taken)
     write_pseudo_labels(
         run.out, found.ids, found.keys.tolist(), found.splits.tolist(), labels[taken], confidences[taken],
         features.classes,
     )  # fmt: skip
-    metrics = _metrics(run, settings, images, choice, believed, labels, taken)
+    counts = _count(images, labels, taken)
+    metrics = {"table": _table(features.classes, counts)} | _metrics(run, settings, images, choice, believed, counts)
     metrics |= {
         "labels_seen": [*features.card["encoder"]["labels_seen"], _own_entry(run, settings, images.labelled)],
         "images": images_digest(
@@ -103,6 +106,20 @@ def pseudo_label(run: Run, settings: PseudoLabel) -> None:
     }
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     _tell(run, settings, features, choice, solver, metrics)
+
+
+def _check_test_images(run: Run, features: Features) -> None:
+    """Raises UsageError where there are none, or where none can be of a class that the classifier knows."""
+    if not (features.splits == "test").any():
+        raise UsageError(f"{run.step}.include_test: the features have no test split; leave it out")
+    digest = run.inputs("features")[0].made_from.get("shards")
+    shards = [one for one in run.ancestors() if one.stage == "shard" and one.digest == digest]
+    if any(one.settings["split_by"] == "class" for one in shards):
+        # The precision out of fold cannot see it: it is of training images.
+        raise UsageError(
+            f"{run.step}.include_test: {shards[0].step} has split_by: class, so that no test image is of a class of "
+            "train, and each would get a wrong one: leave include_test out"
+        )
 
 
 def _images(run: Run, settings: PseudoLabel, features: Features) -> Images:
@@ -126,10 +143,7 @@ def _images(run: Run, settings: PseudoLabel, features: Features) -> Images:
     is_train = features.splits == "train"
     is_candidate = is_train & ~np.isin(features.ids, whole.ids[chosen])
     if settings.include_test:
-        is_test = features.splits == "test"
-        if not is_test.any():
-            raise UsageError(f"{run.step}.include_test: the features have no test split; leave it out")
-        is_candidate |= is_test
+        is_candidate |= features.splits == "test"
     places = np.flatnonzero(is_candidate)
     if not len(places):
         raise BadData(
@@ -207,51 +221,32 @@ def _answers(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return labels.numpy(), best.numpy()
 
 
-def _take(labels: np.ndarray, confidences: np.ndarray, threshold: float | None, per_class: int | None) -> np.ndarray:
-    """Positions of the answers that become pseudo-labels, ascending: of equal confidence the first."""
-    if threshold is None:
-        return np.zeros(0, dtype=np.int64)
-    order = np.argsort(-confidences, kind="stable")
-    order = order[confidences[order] >= threshold]
-    if per_class is not None:
-        rank = np.zeros(len(order), dtype=np.int64)
-        for label in np.unique(labels[order]):
-            same = labels[order] == label
-            rank[same] = np.arange(same.sum())
-        order = order[rank < per_class]
-    return np.sort(order)
+def _count(images: Images, labels: np.ndarray, taken: np.ndarray) -> dict[str, np.ndarray]:
+    """Images of each class, int64 [C]: labelled, given it in train and in test, and of these with a hidden label, and
+    with one that is the same."""
+    given, truth, is_test = labels[taken], images.hidden[taken], images.candidates.splits[taken] == "test"
+    members = {
+        "labelled": images.labelled.labels.numpy(),
+        "train": given[~is_test],
+        "test": given[is_test],
+        "hidden": given[truth >= 0],
+        "right": given[truth == given],
+    }
+    classes = len(images.labelled.classes)
+    return {key: np.bincount(found, minlength=classes) for key, found in members.items()}
 
 
 def _metrics(
-    run: Run,
-    settings: PseudoLabel,
-    images: Images,
-    choice: Choice,
-    believed: Believed,
-    labels: np.ndarray,
-    taken: np.ndarray,
+    run: Run, settings: PseudoLabel, images: Images, choice: Choice, believed: Believed, counts: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """What is said of the pseudo-labels."""
-    classes, candidates = images.labelled.classes, images.candidates
-    is_test, given, truth = candidates.splits[taken] == "test", labels[taken], images.hidden[taken]
-    by_class: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "labelled": int((images.labelled.labels == label).sum()),
-            "train": int((~is_test & (given == label)).sum()),
-            "test": int((is_test & (given == label)).sum()),
-            "hidden": int(((truth >= 0) & (given == label)).sum()),
-            "right": int(((truth == given) & (given == label)).sum()),
-        }
-        for label, name in enumerate(classes)
-    ]
-    keys = ("labelled", "train", "test", "hidden", "right")
-    counts = {key: sum(one[key] for one in by_class) for key in keys}
+    splits = images.candidates.splits
+    labelled, train, test = (counts[key].tolist() for key in ("labelled", "train", "test"))
+    hidden, right = int(counts["hidden"].sum()), int(counts["right"].sum())
     precision = coverage = None
     if believed.threshold is not None and len(believed.right):
         precision, coverage = precision_from(believed.confidences, believed.right, believed.threshold)
     return {
-        "table": _table(by_class, counts),
         "threshold": believed.threshold,
         "threshold_chosen": settings.threshold is None,
         "precision_asked": settings.precision if settings.threshold is None else None,
@@ -261,17 +256,13 @@ def _metrics(
             "coverage": coverage,
             "curve": confidence_curve(believed.confidences, believed.right),
         },
-        "candidates": {
-            "train": int((candidates.splits == "train").sum()),
-            "test": int((candidates.splits == "test").sum()),
-        },
-        "counts": {key: counts[key] for key in ("labelled", "train", "test")},
-        "by_class": [{key: one[key] for key in ("name", "labelled", "train", "test")} for one in by_class],
-        "hidden_labels": {
-            "images": counts["hidden"],
-            "right": counts["right"],
-            "precision": counts["right"] / counts["hidden"] if counts["hidden"] else None,
-        },
+        "candidates": {split: int((splits == split).sum()) for split in ("train", "test")},
+        "counts": {"labelled": sum(labelled), "train": sum(train), "test": sum(test)},
+        "by_class": [
+            dict(zip(("name", "labelled", "train", "test"), one, strict=True))
+            for one in zip(images.labelled.classes, labelled, train, test, strict=True)
+        ],
+        "hidden_labels": {"images": hidden, "right": right, "precision": right / hidden if hidden else None},
         "include_test": settings.include_test,
         "label_fraction": settings.label_fraction,
         "label_subset": settings.label_subset if settings.label_fraction < 1 else 0,
@@ -283,23 +274,16 @@ def _metrics(
     }
 
 
-def _table(by_class: Sequence[dict[str, Any]], counts: dict[str, int]) -> dict[str, list[Any]]:
-    """For a terminal."""
-    shown = sorted(by_class, key=lambda one: -one["train"] - one["test"])[:MOST_CLASSES]
-    shown = [one for one in by_class if any(one is other for other in shown)]
-    whole: dict[str, Any] = {"name": f"all {len(by_class):,} classes", **counts}
-    columns = ["class", "labelled", "pseudo-labelled", "of them test images", "hidden labels, right"]
+def _table(classes: Sequence[str], counts: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+    """For a terminal: the classes that were given most, in their order, and all together."""
+    shown = sorted(np.argsort(-counts["train"] - counts["test"], kind="stable")[:MOST_CLASSES].tolist())
+    found = [(classes[label], [int(one[label]) for one in counts.values()]) for label in shown]
+    found.append((f"all {len(classes):,} classes", [int(one.sum()) for one in counts.values()]))
     return {
-        "columns": columns,
+        "columns": ["class", "labelled", "pseudo-labelled", "of them test images", "hidden labels, right"],
         "rows": [
-            [
-                one["name"],
-                one["labelled"],
-                one["train"] + one["test"],
-                one["test"],
-                f"{one['right']} of {one['hidden']}",
-            ]
-            for one in [*shown, whole]
+            [name, labelled, train + test, test, f"{right} of {hidden}"]
+            for name, (labelled, train, test, hidden, right) in found
         ],
     }
 

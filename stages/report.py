@@ -199,7 +199,8 @@ def _retrievals(
     for artifact, name in zip(artifacts, names, strict=True):
         searched = by_digest[artifact.inputs["features"][0]]
         one = read_retrieval(artifact, name, searched.features, searched.artifact.digest)
-        seen = query_images_seen(lineage, searched.artifact, one.ids, one.classes)
+        head = lineage.input(artifact, "head")
+        seen = query_images_seen(lineage, searched.artifact, one.ids, one.classes, head)
         found.append(replace(one, seen=tuple(seen)))
     return found
 

@@ -11,9 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from test_probe import DIGITS, PIXELS, TRAIN, digits, metrics_of, seen, write_features
 
+from pipeline import runner
 from pipeline.errors import BadData, NotFinite, UsageError
+from pipeline.recipe import load_recipe
+from pipeline.store import Store
 from stages.evaluation import label_subset, labels_digest, stratified_folds
 from stages.evaluation.subsets import hash_ids
+from stages.images.pseudo_labels import take_confident
+from stages.settings import STAGES
 from stages.settings.pseudo_label import PseudoLabel
 
 FEW: dict[str, Any] = {"label_fraction": 0.05}
@@ -170,17 +175,55 @@ def test_test_images_only_where_they_are_asked_for_and_never_by_their_labels(
 
 
 def test_the_table_is_small_and_adds_up(run_stage: RunStage, tmp_path: Path) -> None:
+    """Against loops over the rows: the twenty classes that were given most, in the order of classes."""
     random = np.random.default_rng(0)
-    labels = np.tile(np.arange(30), 12)
-    features = random.normal(size=(30, 16))[labels] + 0.05 * random.normal(size=(360, 16))
+    labels = random.permutation(np.repeat(np.arange(30), 12 + np.arange(30) % 5 * 2))
+    features = random.normal(size=(30, 16))[labels] + 1.0 * random.normal(size=(len(labels), 16))
     classes = [f"class {one}" for one in range(30)]
-    made = write_features(tmp_path / "features", features, labels, ["train"] * 360, classes)
-    metrics = metrics_of(run_stage("pseudo_label", {"label_fraction": 0.5}, {"features": made}))
-    assert len(metrics["table"]["rows"]) == 21
-    assert len(metrics["by_class"]) == 30
-    assert metrics["table"]["rows"][-1][:4] == ["all 30 classes", 180, metrics["counts"]["train"], 0]
-    for key in ("labelled", "train", "test"):
-        assert sum(one[key] for one in metrics["by_class"]) == metrics["counts"][key]
+    parts = ["train"] * 400 + ["test"] * (len(labels) - 400)
+    made = write_features(tmp_path / "features", features, labels, parts, classes)
+    settings = {"label_fraction": 0.5, "include_test": True, "threshold": 0.3}
+    files = run_stage("pseudo_label", settings, {"features": made})
+    metrics = metrics_of(files)
+    wanted = {name: {"labelled": 0, "train": 0, "test": 0, "hidden": 0, "right": 0} for name in classes}
+    for row in label_subset(labels[:400], np.arange(400), 0.5, 0).tolist():
+        wanted[classes[labels[row]]]["labelled"] += 1
+    for row in rows_of(files):
+        counts = wanted[row["class"]]
+        counts[row["split"]] += 1
+        if row["split"] == "train":
+            counts["hidden"] += 1
+            counts["right"] += row["class"] == classes[labels[row["id"]]]
+    given = {name: one["train"] + one["test"] for name, one in wanted.items()}
+    last = sorted(given.values(), reverse=True)[19]
+    assert list(given.values()).count(last) > 1, "a tie at the end of the table: of these the first are in"
+    shown = sorted(sorted(classes, key=lambda name: -given[name])[:20], key=classes.index)
+    whole = {key: sum(one[key] for one in wanted.values()) for key in ("labelled", "train", "test", "hidden", "right")}
+    assert whole["test"] > 0
+    assert 0 < whole["right"] < whole["hidden"]
+    rows = [(name, wanted[name]) for name in shown] + [("all 30 classes", whole)]
+    assert metrics["table"]["rows"] == [
+        [name, one["labelled"], one["train"] + one["test"], one["test"], f"{one['right']} of {one['hidden']}"]
+        for name, one in rows
+    ]
+    assert metrics["by_class"] == [
+        {"name": name} | {key: one[key] for key in ("labelled", "train", "test")} for name, one in wanted.items()
+    ]
+    assert metrics["counts"] == {key: whole[key] for key in ("labelled", "train", "test")}
+    assert (metrics["hidden_labels"]["images"], metrics["hidden_labels"]["right"]) == (whole["hidden"], whole["right"])
+
+
+@pytest.mark.parametrize("per_class", [None, 1, 3, 100])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.4, 2.0])
+def test_answers_are_taken_from_the_most_confident_on(threshold: float | None, per_class: int | None) -> None:
+    random = np.random.default_rng(0)
+    labels, confidences = random.integers(0, 4, 60), random.integers(0, 6, 60) / 5
+    wanted: list[int] = []
+    for label in range(4):
+        own = [row for row in range(60) if labels[row] == label and threshold is not None]
+        own = [row for row in own if confidences[row] >= threshold]
+        wanted += sorted(own, key=lambda row: -confidences[row])[:per_class]
+    assert take_confident(labels, confidences, threshold, per_class).tolist() == sorted(wanted)
 
 
 # What is refused, and what is said
@@ -212,6 +255,46 @@ def test_what_cannot_be_done_is_one_line(
     with pytest.raises(error, match=message) as caught:
         run_stage("pseudo_label", settings, {"features": digits(tmp_path, **changes)})
     assert "\n" not in str(caught.value)
+
+
+RECIPE = """
+name: disjoint
+steps:
+  shards: {stage: shard, source: "sklearn:digits", near_duplicates: false}
+  by_class: {stage: shard, source: "sklearn:digits", near_duplicates: false, split_by: class}
+  views: {stage: augment, shards: by_class, preset: text, image_size: 8, contact_sheet_images: 2}
+  simclr:
+    stage: pretrain
+    shards: by_class
+    views: views
+    architecture: {backbone: resnet10, width: 4}
+    projector: {layers: 2, hidden: 16, dimension: 8}
+    max_steps: 1
+    batch_size: 64
+    device: cpu
+  embed_{shards}:
+    each: {shards: [shards, by_class]}
+    stage: embed
+    shards: "{shards}"
+    encoder: simclr
+    device: cpu
+  plain: &given {stage: pseudo_label, features: embed_by_class, label_fraction: 0.5, threshold: 0.5}
+  with_test: {<<: *given, include_test: true}
+  with_test_of_all: {<<: *given, features: embed_shards, include_test: true}
+"""
+
+
+def test_images_of_classes_that_train_has_not_are_refused(tmp_path: Path) -> None:
+    """By the splits that the shards of the features have; in what shards their encoder learned does not matter."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    planner = runner.Planner(Store(tmp_path / "store"), load_recipe(tmp_path / "recipe.yaml", STAGES), print)
+    assert len(runner.run(planner, ("plain", "with_test_of_all"), lambda _: None)) == 8
+    with pytest.raises(UsageError) as caught:
+        runner.run(planner, ("with_test",), lambda _: None)
+    assert str(caught.value) == (
+        "with_test.include_test: by_class has split_by: class, so that no test image is of a class of train, and each "
+        "would get a wrong one: leave include_test out"
+    )
 
 
 def test_labels_that_the_encoder_saw_choose_no_threshold(

@@ -298,10 +298,11 @@ def test_whatever_descends_from_test_images_says_so(reports: Callable[[str], Pat
     assert differing[WORDS] == column
     (found,) = numbers["retrieval"]["rows"]
     assert found["transductive"]
-    assert found["seen"][0]["query_images"] == 0, (
-        "its own pseudo-labels are of train; the classifier's encoder saw test"
-    )
+    own, teacher = found["seen"]
+    assert (own["step"], own["query_images"]) == ("tuned_student", 0), "its own pseudo-labels are of train"
     metrics = json.loads((reports("given_test") / "metrics.json").read_text())
+    counted = (teacher["step"], teacher["query_images"])
+    assert counted == ("tuned_test", metrics["counts"]["test"]), "the classifier's encoder learned test images"
     rows = {row["step"]: row for row in numbers["pseudo_labels"]}
     assert set(rows) == {"given_train", "given_test", "student"}
     assert rows["given_test"]["counts"] == metrics["counts"]

@@ -127,7 +127,7 @@ RECIPE = """
 name: pairs
 steps:
   shards:   {stage: shard, source: "sklearn:digits", near_duplicates: false}
-  tuned:
+  tuned: &tuned
     stage: finetune
     shards: shards
     encoder: random
@@ -143,6 +143,11 @@ steps:
   found:    {stage: retrieve, features: features, head: tuned, bootstrap_samples: 100}
   other:    {stage: retrieve, features: pixels, head: tuned, bootstrap_samples: 100}
   report:   {stage: report, of: [found], neighbour_queries: 2}
+  headed:   {<<: *tuned, freeze: encoder}
+  frozen:   {stage: embed, shards: shards, encoder: headed, device: cpu}
+  by_angle: {stage: retrieve, features: frozen, bootstrap_samples: 100}
+  by_head:  {stage: retrieve, features: frozen, head: headed, bootstrap_samples: 100}
+  frozen_report: {stage: report, of: [by_angle, by_head], neighbour_queries: 2}
 """
 
 
@@ -184,3 +189,12 @@ def test_a_recipe_from_pairs_to_a_report(run: Callable[..., dict[str, Path]]) ->
     assert [*run("tuned", last_target=0.25)] == ["tuned"], "the file counts by its content"
     with pytest.raises(UsageError, match=r"^other\.head: tuned is not what made the features"):
         run("other", last_target=0.25)
+
+
+def test_a_head_that_learned_classes_of_the_queries_is_transductive(run: Callable[..., dict[str, Path]]) -> None:
+    """Its encoder is as it was initialised: the cosine says nothing of these classes that it was taught."""
+    numbers = json.loads((run("frozen_report")["frozen_report"] / "report.json").read_text())
+    cosine, head = numbers["retrieval"]["rows"]
+    assert (cosine["step"], cosine["seen"], cosine["transductive"]) == ("by_angle", [], False)
+    seen = {"step": "headed", "stage": "finetune", "query_images": 0, "query_classes": 10}
+    assert (head["step"], head["seen"], head["transductive"]) == ("by_head", [seen], True)

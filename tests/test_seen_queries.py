@@ -38,10 +38,22 @@ class Trainings:
         self._add("shard", step, settings, {"source": (f"foreign:{source or step}",)}, files)
         return files
 
-    def train(self, stage: str, step: str, shards: str, encoder: str = "", **settings: Any) -> None:
+    def train(
+        self, stage: str, step: str, shards: str, encoder: str = "", pseudo_labels: str = "", **settings: Any
+    ) -> None:
         inputs: dict[str, tuple[str, ...]] = {"shards": (shards,)}
         inputs |= {"encoder": (encoder,)} if encoder else {}
+        inputs |= {"pseudo_labels": (pseudo_labels,)} if pseudo_labels else {}
         self._add(stage, step, settings, inputs, Path())
+
+    def pseudo_label(self, step: str, shards: str, encoder: str, threshold: float = 0.0) -> None:
+        """Of half of the training images, by features that an encoder is said to have made."""
+        folder = next(one.files for one in self.artifacts if one.step == shards)
+        features = self.run_stage("embed", {"encoder": "pixels", "image_size": 8}, {"shards": folder})
+        settings = {"label_fraction": 0.5, "threshold": threshold}
+        files = self.run_stage("pseudo_label", settings, {"features": features})
+        self._add("embed", f"features of {step}", {}, {"shards": (shards,), "encoder": (encoder,)}, features)
+        self._add("pseudo_label", step, settings, {"features": (f"features of {step}",)}, files)
 
     def seen(self, shards: str, encoder: str, ids: list[int], labels: list[int]) -> list[dict[str, Any]]:
         features = Artifact("embed", "f", "f", 1, None, {}, {"shards": (shards,), "encoder": (encoder,)}, Path())
@@ -148,3 +160,33 @@ def test_all_trainings_of_an_encoder_count_but_not_those_of_a_head(trainings: Tr
         {"step": "simclr", "stage": "pretrain", "query_images": 6, "query_classes": 2},
     ]
     assert trainings.seen("shards", "random", *asked) == []
+
+
+def test_a_teacher_counts_where_its_pseudo_labels_were_learned(trainings: Trainings, tmp_path: Path) -> None:
+    images = {"train": {"a": range(8), "b": range(8, 16)}, "test": {"c": range(16, 19), "d": range(19, 22)}}
+    files = trainings.shard("shards", class_folder(tmp_path / "one", images))
+    trainings.shard("everything", class_folder(tmp_path / "two", {"train": {"all": range(22)}}), labels="none")
+    trainings.train("pretrain", "simclr", "everything")
+    trainings.train("finetune", "teacher", "shards", "simclr")
+    trainings.pseudo_label("given", "shards", "teacher")
+    trainings.train("finetune", "student", "shards", pseudo_labels="given")
+    trainings.pseudo_label("given_again", "shards", "student")
+    trainings.train("finetune", "start", "shards")
+    trainings.train("finetune", "grandstudent", "shards", "start", pseudo_labels="given_again")
+    trainings.pseudo_label("none", "shards", "teacher", threshold=1.0)
+    trainings.train("finetune", "alone", "shards", pseudo_labels="none")
+    trainings.train("finetune", "sibling", "shards", "teacher", pseudo_labels="given")
+    trainings.train("finetune", "head", "shards", pseudo_labels="given", freeze="encoder")
+    asked = queries_of(files, "test")
+
+    def learned(encoder: str) -> list[tuple[str, int, int]]:
+        found = trainings.seen("shards", encoder, *asked)
+        return [(one["step"], one["query_images"], one["query_classes"]) for one in found]
+
+    simclr = ("simclr", 6, 2)
+    assert learned("student") == [("student", 0, 0), ("teacher", 0, 0), simclr]
+    before = [(one, 0, 0) for one in ("grandstudent", "start", "student", "teacher")]
+    assert learned("grandstudent") == [*before, simclr]
+    assert learned("sibling") == [("sibling", 0, 0), ("teacher", 0, 0), simclr], "each once"
+    assert learned("alone") == [("alone", 0, 0)], "no image was above the threshold"
+    assert learned("head") == [], "a head alone was trained with them"

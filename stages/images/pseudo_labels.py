@@ -1,4 +1,5 @@
-"""Classes that a classifier gave to images without a label: as files, and among the images of a training."""
+"""Classes that a classifier gave to images without a label: which are taken, as files, and among the images of a
+training."""
 
 import hashlib
 import json
@@ -55,6 +56,29 @@ def images_digest(ids: Iterable[int], keys: Iterable[str], splits: Iterable[str]
     """Of images in the order of ids, and the names of their classes, whatever class each is of: sha256."""
     lines = [*classes, *(f"{number}\t{split}\t{key}" for number, key, split in zip(ids, keys, splits, strict=True))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def take_confident(
+    labels: np.ndarray, confidences: np.ndarray, threshold: float | None, per_class: int | None
+) -> np.ndarray:
+    """Positions of the answers that become pseudo-labels, int64 [n], ascending: of equal confidence the first.
+
+    Args:
+        labels, confidences: [N], answers of a classifier.
+        threshold: confidence from which on an answer is taken; None: none is.
+        per_class: answers of a class at most, the most confident ones; None: all.
+    """
+    if threshold is None:
+        return np.zeros(0, dtype=np.int64)
+    order = np.argsort(-confidences, kind="stable")
+    order = order[confidences[order] >= threshold]
+    if per_class is not None:
+        rank = np.zeros(len(order), dtype=np.int64)
+        for label in np.unique(labels[order]):
+            same = labels[order] == label
+            rank[same] = np.arange(same.sum())
+        order = order[rank < per_class]
+    return np.sort(order)
 
 
 def write_pseudo_labels(

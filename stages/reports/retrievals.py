@@ -43,7 +43,7 @@ class Retrieval:
         asked, searched: digests of keys and classes of the queries, and of the gallery images: two retrievals are
             comparable where both are equal.
         seed: of the run.
-        seen: what trainings of the encoder saw of the queries (see `query_images_seen`).
+        seen: what trainings of encoder and head saw of the queries (see `query_images_seen`).
     """
 
     name: Named
@@ -71,8 +71,8 @@ class Retrieval:
 
     @property
     def transductive(self) -> bool:
-        """Whether a training of the encoder saw images of the queries, or of their classes; or test images, with
-        pseudo-labels."""
+        """Whether a training of the encoder, or of the head that scores pairs, saw images of the queries, or of their
+        classes; or test images, with pseudo-labels."""
         if pseudo_labelled_test_images(self.metrics["encoder"]["labels_seen"]):
             return True
         return any(one["query_images"] or one["query_classes"] for one in self.seen)

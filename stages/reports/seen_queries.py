@@ -1,5 +1,6 @@
 """What the trainings behind a retrieval saw of its queries: their images, or images of their classes."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,15 @@ COLUMNS = ("id", "key", "labels", "xxh3")
 
 
 def query_images_seen(
-    lineage: Lineage, features: Artifact, ids: NDArray[np.int64], labels: NDArray[np.int64]
+    lineage: Lineage,
+    features: Artifact,
+    ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    head: Artifact | None = None,
 ) -> list[dict[str, Any]]:
     """For each training of the encoder, the last first, what the train split of its shards holds of the queries; and
-    the test images that it learned with pseudo-labels.
+    the test images that it learned with pseudo-labels. Where it learned pseudo-labels, for each training of the encoder
+    that they were made with as well.
 
     On the shards of the features the split says it. In other shards an image is known by its bytes, whatever its key;
     in shards of the same source by its key too, since they may have stored it in another size. A class is known by its
@@ -28,6 +34,7 @@ def query_images_seen(
         features: the artifact that was searched.
         ids: int64 [Q], of the queries.
         labels: int64, those that they have.
+        head: the training whose head of pairs scores them too; it counts even if the encoder was frozen.
 
     Returns:
         [{"step", "stage", "query_images", "query_classes"}], counts; empty for an encoder that learned nothing here.
@@ -36,7 +43,7 @@ def query_images_seen(
     if shards is None:
         return []
     found = []
-    for training in _trainings(lineage, features):
+    for training in _trainings(lineage, features, head):
         other = lineage.input(training, "shards")
         if other is not None:
             pseudo = lineage.input(training, "pseudo_labels")
@@ -46,13 +53,29 @@ def query_images_seen(
     return found
 
 
-def _trainings(lineage: Lineage, features: Artifact) -> Iterator[Artifact]:
-    """Every step that trained the encoder's weights; one of a head alone did not, unless it added a batch norm."""
-    encoder = lineage.input(features, "encoder")
-    while encoder is not None:
-        if encoder.settings.get("freeze") != "encoder" or encoder.settings.get("neck") == "bn":
-            yield encoder
-        encoder = lineage.input(encoder, "encoder")
+def _trainings(lineage: Lineage, features: Artifact, head: Artifact | None) -> Iterator[Artifact]:
+    """Every step that trained the encoder's weights, or the head that is scored; one of another head alone did not,
+    unless it added a batch norm.
+
+    Pseudo-labels hand on what the encoder of their classifier learned: its trainings count too, each once, after those
+    of the encoder itself.
+    """
+    pending = deque([lineage.input(features, "encoder")])
+    found: set[str] = set()
+    while pending:
+        encoder = pending.popleft()
+        if encoder is None or encoder.digest in found:
+            continue
+        found.add(encoder.digest)
+        pending.appendleft(lineage.input(encoder, "encoder"))
+        trains_encoder = encoder.settings.get("freeze") != "encoder" or encoder.settings.get("neck") == "bn"
+        if not trains_encoder and (head is None or encoder.digest != head.digest):
+            continue
+        yield encoder
+        given = lineage.input(encoder, "pseudo_labels")
+        classified = None if given is None else lineage.input(given, "features")
+        if given is not None and classified is not None and len(read_pseudo_labels(given.files)):
+            pending.append(lineage.input(classified, "encoder"))
 
 
 def _learned(shards: Artifact, pseudo: Artifact | None, columns: list[str]) -> pa.Table:

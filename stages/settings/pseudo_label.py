@@ -36,7 +36,7 @@ class PseudoLabel(StageSettings):
     include_test: bool = setting(
         False,
         "pseudo-labels for test images too, whose labels are not looked at: transductive, and the report of everything "
-        "that is trained with them says so",
+        "that is trained with them says so; not with `split_by: class`, where train has none of their classes",
     )
     penalties: PenaltyPath = setting(PenaltyPath(), "penalties of the logistic regression that are tried")
     folds: int = setting(5, "folds of the labelled images that choose penalty and threshold", ge=2)

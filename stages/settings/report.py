@@ -8,7 +8,7 @@ from pipeline.settings import StageSettings, artifact, setting
 class Report(StageSettings):
     """One HTML file, and report.json with every number in it."""
 
-    stage_version: ClassVar[int] = 6
+    stage_version: ClassVar[int] = 7
     lower_for_memory: ClassVar[tuple[str, ...]] = ("health_samples", "neighbour_queries")
     reads_ancestors: ClassVar[bool] = True
 
