@@ -71,12 +71,16 @@ def retrieve(run: Run, settings: Retrieve) -> None:
     features = read_features(run.input("features"))
     if not all(torch.isfinite(bound) for bound in features.features.aminmax()):
         raise NotFinite(f"{run.step}: the features hold infinite numbers or NaN; look at how the encoder was trained")
-    features = _with_label_sets(run, settings, features)
-    column = None if settings.by is None else FeatureFile(run.input("features")).attribute(settings.by.column)
+    file = FeatureFile(run.input("features"))
+    features = _with_label_sets(run, settings, features, file)
+    column = None if settings.by is None else file.attribute(settings.by.column)
     sets = _arrange(run, settings, features, column, *settings.splits)
     _check(run, settings, sets)
     head = None if settings.head is None else _head_of_pairs(run, features)
-    opened = None if settings.open_set is None else _opened(run, settings, settings.open_set, features, column, sets)
+    trained_on = file.labels_of("train")
+    opened = None
+    if settings.open_set is not None:
+        opened = _opened(run, settings, settings.open_set, features, column, sets, trained_on)
     measurements = 1 + settings.verification + (head is not None) + (settings.open_set is not None)
     with run.progress(measurements, "measurements") as progress:
         ranking = rank_gallery(
@@ -100,7 +104,7 @@ def retrieve(run: Run, settings: Retrieve) -> None:
             metrics["open_set"] = _open_set(run, settings, settings.open_set, *opened)
             progress.advance()
     metrics |= {
-        "protocol": _protocol(settings, features, sets),
+        "protocol": _protocol(settings, features, sets, trained_on),
         "encoder": features.card["encoder"],
         "classes": features.classes,
     }
@@ -112,7 +116,7 @@ def retrieve(run: Run, settings: Retrieve) -> None:
     run.count(queries=len(sets.queries), gallery=len(sets.gallery), map_at_r=metrics["map_at_r"], **headline)
 
 
-def _with_label_sets(run: Run, settings: Retrieve, features: Features) -> Features:
+def _with_label_sets(run: Run, settings: Retrieve, features: Features, file: FeatureFile) -> Features:
     """The same with all labels of each sample, if queries or gallery images have several."""
     several = (features.label_counts > 1) & np.isin(features.splits, settings.splits)
     if not several.any():
@@ -127,7 +131,7 @@ def _with_label_sets(run: Run, settings: Retrieve, features: Features) -> Featur
             f"{run.step}.head: {int(several.sum()):,} images have several labels, and a head of pairs learns from one: "
             "leave head out"
         )
-    return replace(features, label_sets=torch.from_numpy(label_targets(FeatureFile(run.input("features")))))
+    return replace(features, label_sets=torch.from_numpy(label_targets(file)))
 
 
 def _relation(settings: Retrieve) -> LabelRelation:
@@ -345,12 +349,21 @@ def _verification_by_head(run: Run, sets: QuerySets, head: PairHead) -> dict[str
 
 
 def _opened(
-    run: Run, settings: Retrieve, wanted: OpenSet, features: Features, column: Values | None, sets: QuerySets
+    run: Run,
+    settings: Retrieve,
+    wanted: OpenSet,
+    features: Features,
+    column: Values | None,
+    sets: QuerySets,
+    trained_on: NDArray[np.int64],
 ) -> tuple[QuerySets, QuerySets]:
-    """Those that the threshold is chosen on, and those that are scored: galleries that lack a share of identities."""
+    """Those that the threshold is chosen on, and those that are scored: galleries that lack a share of identities.
+
+    trained_on: labels of training images.
+    """
     split = wanted.validation_split
     validation = _arrange(run, settings, features, column, split, split)
-    taken = np.unique(np.concatenate([sets.queries.labels, sets.gallery.labels, _train_labels(features)]))
+    taken = np.unique(np.concatenate([sets.queries.labels, sets.gallery.labels, trained_on]))
     there = validation.queries.labels.unique().numpy()
     shared = int(np.isin(there, taken).sum())
     if 0 < shared < len(there):
@@ -408,12 +421,12 @@ def _counts(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _protocol(settings: Retrieve, features: Features, sets: QuerySets) -> dict[str, Any]:
+def _protocol(settings: Retrieve, features: Features, sets: QuerySets, trained_on: NDArray[np.int64]) -> dict[str, Any]:
     """How the figures came about."""
     relevant = sets.relevant
     found = relevant > 0
     asked = _classes(sets.queries)
-    in_train = int(np.isin(asked, _train_labels(features)).sum())
+    in_train = int(np.isin(asked, trained_on).sum())
     several = {} if sets.queries.label_sets is None else _label_protocol(sets)
     return several | {
         "queries": len(sets.queries),
@@ -454,11 +467,6 @@ def _classes(part: Features) -> NDArray[np.int64]:
         return np.flatnonzero(part.label_sets.any(dim=0).numpy())
     labels = part.labels.numpy()
     return np.unique(labels[labels >= 0])
-
-
-def _train_labels(features: Features) -> NDArray[np.int64]:
-    """Labels that training images have."""
-    return _classes(features.select(np.flatnonzero(features.splits == "train")))
 
 
 def _index(run: Run, kind: Kind, sets: QuerySets) -> dict[str, Any]:

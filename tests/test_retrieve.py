@@ -1,8 +1,9 @@
 """The stage `retrieve` on scikit-learn's digits: its figures from loops, its sets, and what it refuses."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,17 +38,20 @@ def write(
     labels: np.ndarray = DIGITS,
     splits: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
-    several: int = 0,
+    several: Mapping[int, list[int]] = MappingProxyType({}),
     drawn_by: Sequence[str | None] | None = None,
     labels_seen: Sequence[dict[str, Any]] = (),
 ) -> Path:
-    """As the stage embed writes them: by default 100 digits to train on and the others for test."""
+    """As the stage embed writes them: by default 100 digits to train on and the others for test.
+
+    several: labels of rows that have more than one.
+    """
     files = folder / "features"
     files.mkdir(parents=True)
-    features, labels = features[:rows].astype(np.float32), labels[:rows]
+    features, labels = features[:rows].astype(np.float32), labels[:rows].copy()
     lists = [[] if label < 0 else [int(label)] for label in labels]
-    for row in range(rows - several, rows):
-        lists[row] = [1, 2]
+    for row, names in several.items():
+        lists[row], labels[row] = names, -1
     columns = {
         "id": pa.array(range(rows), pa.int64()),
         "key": [f"{number}.png" for number in range(rows)],
@@ -62,7 +66,7 @@ def write(
     pq.write_table(pa.table(columns), files / "features.parquet")
     encoder = {"kind": "pixels", "name": "pixels", "stage": None, "architecture": None, "image_size": 8}
     encoder |= {"labels_seen": [*labels_seen]}
-    names = [f"digit {number}" for number in range(max(10, int(labels.max()) + 1))]
+    names = [f"digit {number}" for number in range(max(9, *(label for one in lists for label in one)) + 1)]
     card = {"format": 1, "encoder": encoder, "dimension": features.shape[1], "classes": names, "splits": {}}
     (files / "features.json").write_text(json.dumps(card))
     return files
@@ -274,6 +278,23 @@ def test_validation_classes_that_are_elsewhere_too_have_no_say(
     assert sum(metrics["open_set"]["validation"]["identities"].values()) == 10
 
 
+def test_classes_of_training_images_with_several_labels_are_trained_on(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train has each of its classes and one of val and of test, always two at once; the others have one label."""
+    labels = np.repeat(np.arange(30), 4)
+    splits = [("train", "val", "test")[label % 3] for label in labels]
+    several = {row: [int(label), 1 if label == 0 else 2] for row, label in enumerate(labels) if label % 3 == 0}
+    features = write(
+        tmp_path, len(labels), features=PIXELS[labels] + 0.01 * PIXELS[:120], labels=labels, splits=splits,
+        several=several,
+    )  # fmt: skip
+    metrics = metrics_of(run_stage("retrieve", QUICK | {"open_set": {}}, {"features": features}))
+    assert (metrics["protocol"]["classes"], metrics["protocol"]["query_classes_in_train"]) == ("shared", 1)
+    assert "1 of the 10 classes of val are classes of train" in capsys.readouterr().err
+    assert sum(metrics["open_set"]["validation"]["identities"].values()) == 9
+
+
 # An index
 
 
@@ -452,7 +473,11 @@ def test_an_open_set_is_for_one_label(run_stage: RunStage, tmp_path: Path) -> No
     with pytest.raises(
         BadData, match=r"^retrieve.open_set: 7 images have several labels, and an identity is one label"
     ):
-        run_stage("retrieve", QUICK | {"open_set": {}}, {"features": write(tmp_path, several=7)})
+        run_stage(
+            "retrieve",
+            QUICK | {"open_set": {}},
+            {"features": write(tmp_path, several={row: [1, 2] for row in range(393, 400)})},
+        )
 
 
 def test_features_that_are_not_finite(run_stage: RunStage, tmp_path: Path) -> None:

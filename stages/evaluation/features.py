@@ -94,6 +94,11 @@ class FeatureFile:
         """Rows of the file that belong to a split."""
         return np.flatnonzero(self.splits == split)
 
+    def labels_of(self, split: str) -> NDArray[np.int64]:
+        """Labels that samples of a split have, alone or among several: int64, ascending."""
+        lists = self.label_lists
+        return np.array(sorted({label for row in self.positions(split) for label in lists[row]}), dtype=np.int64)
+
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The whole file as (first row, features [B, D])."""
         start, size = 0, max(1, BLOCK_NUMBERS // self.dimension)
