@@ -19,11 +19,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from pipeline.errors import BadData, NotFinite
 from pipeline.settings import Estimate
-from stages.evaluation import bootstrap_interval
+from stages.evaluation import bootstrap_interval, similarity
 from stages.evaluation.indexed_gallery import read_indexed_gallery
 from stages.evaluation.vector_index import NoIndexLibrary, Speed, measure_recall
 from stages.images.index import NoSuchAttribute
 from stages.retrieve import check_settings
+from stages.settings import retrieve as retrieve_settings
 from stages.settings.retrieve import Retrieve
 
 PIXELS, DIGITS = (np.asarray(one) for one in load_digits(return_X_y=True))
@@ -393,6 +394,16 @@ def test_an_index_is_estimated() -> None:
     )
     assert indexed.disk_bytes - plain.disk_bytes == indexed.memory_bytes - plain.memory_bytes
     assert indexed.disk_bytes - plain.disk_bytes == pytest.approx(2 * 1000 * 512 + 280_000)
+
+
+def test_threads_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert retrieve_settings.MOST_THREADS == similarity.MOST_THREADS
+    needs = []
+    for processors in (1, 5, 64, None):
+        monkeypatch.setattr("os.cpu_count", lambda processors=processors: processors)
+        needs.append(Retrieve(features="f").estimate({"features": Estimate(1000, 512)}).memory_bytes)
+    tiles = [(need - needs[0]) / retrieve_settings.TILE_BYTES for need in needs]
+    assert tiles == [0, 4, similarity.MOST_THREADS - 1, 0]
 
 
 # What is said, and what is refused
