@@ -40,6 +40,17 @@ def test_it_is_that_of_sets(
     assert found.tolist() == [[belong(kind, threshold, one, other) for other in columns] for one in rows]
 
 
+@pytest.mark.parametrize("kind", ["any", "all", "jaccard"])
+def test_rows_may_be_asked_in_parts(kind: RelationKind) -> None:
+    random = torch.Generator().manual_seed(0)
+    rows, columns = (torch.rand(count, CLASSES, generator=random) < 0.3 for count in (11, 7))
+    relation = LabelRelation(kind, 0.4)
+    related = relation.against(columns)
+    for begin in range(0, 11, 3):
+        part = rows[begin : begin + 3]
+        assert related.of(part).tolist() == relation.between(part, columns).tolist()
+
+
 @pytest.mark.parametrize("relation", [LabelRelation(), LabelRelation("all"), LabelRelation("jaccard", 0.3)])
 def test_of_one_label_each_it_is_equality(relation: LabelRelation) -> None:
     labels, others = torch.tensor([0, 3, -1, 2, 3, -1]), torch.tensor([3, 2, -1, 5])

@@ -72,6 +72,7 @@ def count_pairs(
     if not known.any() or not known_there.any():
         return genuine, everything
     wanted, there = query_labels[known], gallery_labels[known_there]
+    relating = relation.against(there)
     # Places among the rows that are left.
     place = np.where(known_there, known_there.cumsum(0) - 1, -1)
     own = np.full(len(queries), -1) if same is None else same.numpy()
@@ -85,7 +86,7 @@ def count_pairs(
         counted = (columns > itself) | ~is_query & (columns != itself)
         # What does not count goes to a bin of its own.
         bins = np.where(counted, ((tile + 1) * (BINS // 2)).astype(np.int64).clip(0, BINS - 1), BINS)
-        related = relation.between(wanted[rows], there).numpy()
+        related = relating.of(wanted[rows]).numpy()
         found, found_genuine = (np.bincount(some, minlength=BINS + 1)[:BINS] for some in (bins.ravel(), bins[related]))
         return found, found_genuine
 
