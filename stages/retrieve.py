@@ -47,7 +47,7 @@ from stages.evaluation.vector_index import (
     measure_speed,
     require_library,
 )
-from stages.labels import ANY_SHARED, LabelRelation, is_labelled
+from stages.labels import is_labelled, relation_of
 from stages.models import load_card, load_head
 from stages.models.heads import PairHead
 from stages.settings.retrieve import INDEX_FROM, OpenSet, Retrieve
@@ -134,12 +134,6 @@ def _with_label_sets(run: Run, settings: Retrieve, features: Features, file: Fea
     return replace(features, label_sets=torch.from_numpy(label_targets(file)))
 
 
-def _relation(settings: Retrieve) -> LabelRelation:
-    """Which images with several labels belong together."""
-    asked = settings.relation
-    return ANY_SHARED if asked is None else LabelRelation(**asked.model_dump())
-
-
 def _arrange(
     run: Run, settings: Retrieve, features: Features, column: Values | None, query_split: str, gallery_split: str
 ) -> QuerySets:
@@ -160,7 +154,7 @@ def _arrange(
         run.warn(
             f"{unlabelled:,} of {len(gallery):,} gallery images have no label: they count as wrong where they are found"
         )
-    return pair_sets(queries.select(labelled), gallery, _relation(settings))
+    return pair_sets(queries.select(labelled), gallery, relation_of(settings.relation))
 
 
 def _part(

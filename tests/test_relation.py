@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.labels import LabelRelation, RelationKind, is_labelled
+from stages.labels import ANY_SHARED, LabelRelation, RelationKind, is_labelled, relation_of
+from stages.settings.relation import Relation
 
 CLASSES = 6
 SETS = st.lists(st.frozensets(st.integers(0, CLASSES - 1), max_size=CLASSES), min_size=1, max_size=9)
@@ -68,3 +69,9 @@ def test_a_threshold_that_is_met_exactly_is_met() -> None:
             one[0, :either], other[0, :shared] = True, True
             assert LabelRelation("jaccard", shared / either).between(one, other).item()
             assert not LabelRelation("jaccard", shared / either + 1e-5).between(one, other).item()
+
+
+def test_settings_ask_for_a_relation() -> None:
+    assert relation_of(None) is ANY_SHARED
+    assert relation_of(Relation(kind="all")) == LabelRelation("all")
+    assert relation_of(Relation(kind="jaccard", threshold=0.25)) == LabelRelation("jaccard", 0.25)

@@ -6,7 +6,7 @@ there is none; or bool [n, C], which of C labels a sample has. A sample without 
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -78,6 +78,21 @@ class Against:
 
 ANY_SHARED = LabelRelation()
 """What is meant where nothing else is said."""
+
+
+class RelationAsked(Protocol):
+    """What settings say of a relation."""
+
+    @property
+    def kind(self) -> RelationKind: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+
+def relation_of(asked: RelationAsked | None) -> LabelRelation:
+    """The relation that settings ask for; ANY_SHARED where they say nothing."""
+    return ANY_SHARED if asked is None else LabelRelation(asked.kind, asked.threshold)
 
 
 def is_labelled(labels: Tensor) -> Tensor:
