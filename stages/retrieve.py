@@ -190,6 +190,8 @@ def _check(run: Run, settings: Retrieve, sets: QuerySets) -> None:
             "can be answered; `gallery` or `by` names another"
         )
     if queries.label_sets is None:
+        if settings.relation is not None:
+            run.warn("relation is for images with several labels, and these have one: it changes nothing, leave it out")
         _check_classes(run, sets, lost)
     else:
         _check_label_sets(run, sets, lost)

@@ -480,6 +480,14 @@ def test_pairs_of_one_kind(run_stage: RunStage, tmp_path: Path, capsys: pytest.C
     assert 0.5 < metrics["recall"]["1"] <= 1
 
 
+def test_a_relation_of_one_label_each_is_said_to_do_nothing(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, word = write(tmp_path), "relation is for images with several labels, and these have one"
+    assert word not in warnings_of(run_stage, capsys, features)
+    assert word in warnings_of(run_stage, capsys, features, relation={"kind": "jaccard"})
+
+
 def test_an_open_set_is_for_one_label(run_stage: RunStage, tmp_path: Path) -> None:
     with pytest.raises(
         BadData, match=r"^retrieve.open_set: 7 images have several labels, and an identity is one label"
