@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BadData, NotFinite, UsageError
 from pipeline.run import Run
 from stages.evaluation import (
+    TEST_IMAGES_SEEN,
     Answers,
     FeatureFile,
     Features,
@@ -34,6 +35,7 @@ from stages.evaluation import (
     oscr_points,
     pair_sets,
     probability_of,
+    pseudo_labelled_test_images,
     rank_gallery,
     read_features,
     score_pairs,
@@ -202,6 +204,8 @@ def _check(run: Run, settings: Retrieve, sets: QuerySets) -> None:
             f"k = {', '.join(map(str, beyond))} is more than the {smallest:,} images that a query is compared with: "
             f"recall there is that at {smallest:,} (recall_at)"
         )
+    if pseudo_labelled_test_images(queries.card["encoder"]["labels_seen"]):
+        run.warn(TEST_IMAGES_SEEN)
     sharing = sets.sharing_a_group()
     if sharing:
         run.warn(

@@ -518,6 +518,16 @@ def test_few_classes_and_shared_groups_are_said(
     assert metrics["protocol"]["queries_sharing_a_group"] == 220
 
 
+def test_test_images_with_pseudo_labels_are_said(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for test_images, said in ((0, False), (12, True)):
+        seen = [{"fraction": 1.0}, {"fraction": 1.0, "pseudo": {"train": 5, "test": test_images}}]
+        warnings = warnings_of(run_stage, capsys, write(tmp_path / str(test_images), labels_seen=seen))
+        word = "the encoder was trained on test images with pseudo-labels: transductive, scores on test flatter"
+        assert (word in warnings) == said
+
+
 def test_splits_and_columns_that_are_not_there(run_stage: RunStage, tmp_path: Path) -> None:
     plain = write(tmp_path / "plain")
     with pytest.raises(BadData, match=r"^retrieve: the features have no val split, they have train, test"):
