@@ -110,8 +110,9 @@ def retrieve(run: Run, settings: Retrieve) -> None:
         "encoder": features.card["encoder"],
         "classes": features.classes,
     }
-    if settings.index in ("hnsw", "ivf") or (settings.index == "by_size" and len(sets.gallery) >= INDEX_FROM):
-        metrics["index"] = _index(run, "ivf" if settings.index == "ivf" else "hnsw", sets)
+    kind = _wanted_index(run, settings, len(sets.gallery))
+    if kind is not None:
+        metrics["index"] = _index(run, kind, sets)
     (run.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     _write_neighbours(run, sets, ranking)
     headline = {f"recall_{k}": metrics["recall"][str(k)] for k in settings.recall_at}
@@ -467,6 +468,19 @@ def _classes(part: Features) -> NDArray[np.int64]:
         return np.flatnonzero(part.label_sets.any(dim=0).numpy())
     labels = part.labels.numpy()
     return np.unique(labels[labels >= 0])
+
+
+def _wanted_index(run: Run, settings: Retrieve, images: int) -> Kind | None:
+    """The kind of index that a gallery of so many images gets, and a word where its size gives it none."""
+    if settings.index != "by_size":
+        return None if settings.index == "none" else settings.index
+    if images >= INDEX_FROM:
+        return "hnsw"
+    run.say(
+        f"no index: {images:,} gallery images are fewer than {INDEX_FROM:,}; `simclr search` takes the features "
+        "instead (index: hnsw makes one of any size)"
+    )
+    return None
 
 
 def _index(run: Run, kind: Kind, sets: QuerySets) -> dict[str, Any]:

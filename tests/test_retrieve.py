@@ -353,7 +353,7 @@ def test_an_index_has_the_same_bytes_again(run_stage: RunStage, tmp_path: Path) 
 
 
 def test_a_small_gallery_gets_no_index_by_size(
-    run_stage: RunStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_stage: RunStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features = write(tmp_path)
     for index_from, made in ((301, False), (300, True)):
@@ -361,6 +361,8 @@ def test_a_small_gallery_gets_no_index_by_size(
         files = run_stage("retrieve", QUICK | {"index": "by_size"}, {"features": features})
         assert metrics_of(files).get("index", {}).get("kind") == ("hnsw" if made else None)
         assert (files / "index.faiss").is_file() == made
+        said = "no index: 300 gallery images are fewer than 301; `simclr search` takes the features"
+        assert (said in capsys.readouterr().err) == (not made)
 
 
 def test_an_index_that_is_not_worth_it_says_so(

@@ -24,6 +24,7 @@ steps:
   averaged: {{stage: embed, shards: shards, encoder: simclr, device: cpu, mirror: true, crops: 5}}
   indexed:  {{stage: retrieve, features: averaged, gallery: train, index: hnsw, bootstrap_samples: 100}}
   plain:    {{stage: retrieve, features: features, gallery: train, bootstrap_samples: 100}}
+  by_size:  {{stage: retrieve, features: features, gallery: train, index: by_size, bootstrap_samples: 100}}
 """
 
 
@@ -175,7 +176,8 @@ def test_fewer_images_than_asked_for_are_told(world: Path, capsys: pytest.Captur
         ("simclr", "tiny.yaml", "tiny/features", [], 6, "tiny.yaml: not an image of a known kind"),
         ("other", "images/train/a/0.png", "tiny/features", [], 2, "holds features of another encoder than other"),
         ("simclr", "images/train/a/0.png", "tiny/simclr", [], 2, "tiny/simclr was made by pretrain: a gallery is a"),
-        ("simclr", "images/train/a/0.png", "tiny/plain", [], 2, "tiny/plain has no index (it is made by index: hnsw)"),
+        ("simclr", "images/train/a/0.png", "tiny/plain", [], 2, "tiny/plain has no index (it is made by index: hnsw"),
+        ("simclr", "images/train/a/0.png", "tiny/by_size", [], 2, "hnsw, and by by_size of a large gallery only)"),
         ("other", "images/train/a/0.png", "tiny/indexed", [], 2, "holds features of another encoder than other"),
         ("simclr", "images/train/a/0.png", "tiny/nothing", [], 2, "nothing"),
         ("features", "images/train/a/0.png", "tiny/features", [], 2, "holds no encoder"),
