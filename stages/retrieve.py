@@ -316,8 +316,8 @@ def _head_of_pairs(run: Run, features: Features) -> PairHead:
     found = None if card.head is None else load_head(head.files, card)
     if not isinstance(found, PairHead):
         raise UsageError(
-            f"{run.step}.head: {head.name} has no head of pairs; those of pairs_concatenated and pairs_difference have "
-            "one"
+            f"{run.step}.head: {head.name} has no head of pairs; those of pairs_concatenated and pairs_difference "
+            "without a projection have one"
         )
     assert card.embedding_size == features.features.shape[1]
     return found
