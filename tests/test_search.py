@@ -1,14 +1,18 @@
 """`simclr search`: the same order as plain cosines, from features and from a folder, and what is refused."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import RunStage
 from PIL import Image
 
+from benchmarks.mosaics import make_mosaics, write_mosaics
 from pipeline import cli
+from stages.encoders import search as searching
 from stages.evaluation import indexed_gallery
 
 RECIPE = """
@@ -125,6 +129,25 @@ def test_the_collage_of_an_index_shows_its_images(world: Path, capsys: pytest.Ca
         pixels = np.asarray(picture)
     query, nearest = (pixels[8 : 8 + 112, 8 + 120 * column :][:, :112] for column in range(2))
     assert np.array_equal(query, nearest), "of train, so it finds itself"
+
+
+def test_several_labels_are_all_named(run_stage: RunStage, tmp_path: Path) -> None:
+    """By an index and by features alike; an image without a label has no name."""
+    parts = {"train": make_mosaics(20, part="train"), "test": make_mosaics(16, part="test")}
+    parts["train"].targets[0] = False
+    table = write_mosaics(tmp_path / "mosaics", parts, [f"digit {number}" for number in range(10)])
+    wanted = {row["path"]: row["labels"] or None for row in csv.DictReader(table.read_text().splitlines())}
+    shards = run_stage("shard", {"source": f"csv:{table}", "near_duplicates": False})
+    features = run_stage("embed", {"encoder": "pixels", "image_size": 8}, {"shards": shards})
+    settings = {"queries": "train", "gallery": "train", "index": "hnsw", "bootstrap_samples": 100}
+    files = run_stage("retrieve", settings, {"features": features})
+    index = json.loads((files / "metrics.json").read_text())["index"]
+    ways = searching.gallery_of_features(features, shards), searching.gallery_of_index(files, shards, index)
+    by_features, by_index = (dict(zip(one.keys, one.labels, strict=True)) for one in ways)
+    assert by_features == wanted
+    assert by_index == {key: wanted[key] for key in by_index}
+    assert (len(by_index), list(by_index.values()).count(None)) == (20, 1)
+    assert any("|" in (name or "") for name in by_index.values())
 
 
 def test_a_changed_index_is_never_read(

@@ -32,7 +32,7 @@ class IndexedGallery:
         ids: int64 [G].
         keys: path of each image in its source.
         splits: train, val or test.
-        labels: name of each image's class, or None.
+        labels: name of each image's class, of several `a|b`, or None.
     """
 
     index: VectorIndex
@@ -58,7 +58,7 @@ def write_indexed_gallery(folder: Path, index: VectorIndex, gallery: Features) -
         "id": pa.array(gallery.ids, pa.int64()),
         "key": pa.array(gallery.keys.tolist(), pa.string()),
         "split": pa.array(gallery.splits.tolist(), pa.string()),
-        "label": pa.array(_names(gallery), pa.string()),
+        "label": pa.array(gallery.names, pa.string()),
     }
     pq.write_table(pa.table(columns), folder / GALLERY_FILE, compression="none")
     return path.stat().st_size
@@ -97,7 +97,3 @@ def read_indexed_gallery(folder: Path, card: Mapping[str, Any]) -> IndexedGaller
 
 def _effort(kind: Kind, card: Mapping[str, Any]) -> int:
     return card["parameters"]["efSearch" if kind == "hnsw" else "nprobe"]
-
-
-def _names(gallery: Features) -> list[str | None]:
-    return [gallery.classes[label] if label >= 0 else None for label in gallery.labels.tolist()]
