@@ -375,7 +375,9 @@ def test_an_index_that_is_not_worth_it_says_so(
     monkeypatch.setattr("stages.evaluation.vector_index.LARGEST_EFFORT", 1)
     said = warnings_of(run_stage, capsys, features, index="ivf", verification=False)
     assert "the index finds less than 95% of the ten nearest; `index: none` searches exactly" in said
-    monkeypatch.setattr("stages.retrieve.measure_speed", lambda index, queries: Speed(exact=1e-5, index=1e-3))
+    monkeypatch.setattr(
+        "stages.evaluation.indexed_gallery.measure_speed", lambda index, queries: Speed(exact=1e-5, index=1e-3)
+    )
     said = warnings_of(run_stage, capsys, features, index="hnsw", verification=False)
     assert "0.01 times as many queries a second" in said
     assert "the index is no quicker than exact search here" in said

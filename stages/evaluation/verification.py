@@ -7,6 +7,7 @@ their bin. What the rounding may do to a figure is bounded by the pairs in singl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,20 @@ class Verification:
     """The most that rounding to bins can have changed any of these figures by."""
     roc: list[tuple[float, float, float]]
     """(FMR, FNMR, threshold) for a plot, by falling FMR."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As metrics.json has them: rates of false matches as `1e-2`, the curve in columns."""
+        false_matches, misses, thresholds = zip(*self.roc, strict=True)
+        return {
+            "genuine_pairs": self.genuine,
+            "impostor_pairs": self.impostors,
+            "eer": self.eer,
+            "auc": self.auc,
+            "fnmr": {f"{rate:.0e}".replace("e-0", "e-"): value for rate, value in self.fnmr.items()},
+            "error": self.error,
+            "roc": {"fmr": false_matches, "fnmr": misses, "threshold": thresholds},
+        }
 
 
 def count_pairs(
