@@ -48,7 +48,7 @@ class OpenSet(Settings):
 class Retrieve(StageSettings):
     """How well images of a class find one another: recall, MAP@R, verification, and an open set where wanted."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
     features: str = artifact("embed", description="features of all splits")
     queries: Split = setting("test", "the split whose images are queries")
