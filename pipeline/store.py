@@ -416,8 +416,8 @@ class Store:
             index = json.loads((files / "metrics.json").read_bytes()).get("index")
             if index is None:
                 raise UsageError(
-                    f"{reference} has no index (it is made by index: hnsw); to search without one, name features, "
-                    "which are of the stage embed"
+                    f"{reference} has no index (it is made by index: hnsw, and by by_size of a large gallery only); to "
+                    "search without one, name features, which are of the stage embed"
                 )
         self.require_whole(shards)
         looks = {name: features.settings[name] for name in ("crops", "mirror") if name in features.settings}

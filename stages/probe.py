@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.errors import BadData, NotFinite
 from pipeline.run import Run
 from stages.evaluation import (
+    TEST_IMAGES_SEEN,
     Choice,
     Fair,
     FeatureFile,
@@ -275,7 +276,7 @@ def _warn_of_edge(run: Run, penalty: float, at_edge: bool) -> None:
 
 def _warn_of_test_images(run: Run, train: Features) -> None:
     if pseudo_labelled_test_images(train.card["encoder"]["labels_seen"]):
-        run.warn("the encoder was trained on test images with pseudo-labels: transductive, scores on test flatter")
+        run.warn(TEST_IMAGES_SEEN)
 
 
 def _warn_of_iterations(run: Run, settings: Probe, not_converged: int, fits: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from stages.images.batch_plan import Batches, Labelled, Plan, Unplannable, begin_with, label_samples, plan_batches
 from stages.images.targets import Targets
-from stages.labels.sets import multi_hot, rarest_labels, set_numbers
+from stages.labels.sets import multi_hot, name_rows, rarest_labels, set_numbers
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 RANDOM = np.random.default_rng(0)
@@ -36,6 +36,10 @@ def test_lists_and_rows_say_the_same() -> None:
     lists = [[2, 0], [], [1], [0, 1, 2]]
     assert [np.flatnonzero(row).tolist() for row in multi_hot(lists, 4)] == [sorted(one) for one in lists]
     assert multi_hot([], 3).shape == (0, 3)
+
+
+def test_rows_are_named_by_all_their_labels() -> None:
+    assert name_rows([[2, 0], [], [1], [3, 3]], CLASSES) == ["ant|cat", None, "bee", "dog"]
 
 
 def test_the_rarest_label_is_that_of_the_fewest_samples() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.labels import LabelRelation, RelationKind, is_labelled
+from stages.labels import ANY_SHARED, LabelRelation, RelationKind, is_labelled, relation_of
+from stages.settings.relation import Relation
 
 CLASSES = 6
 SETS = st.lists(st.frozensets(st.integers(0, CLASSES - 1), max_size=CLASSES), min_size=1, max_size=9)
@@ -40,6 +41,17 @@ def test_it_is_that_of_sets(
     assert found.tolist() == [[belong(kind, threshold, one, other) for other in columns] for one in rows]
 
 
+@pytest.mark.parametrize("kind", ["any", "all", "jaccard"])
+def test_rows_may_be_asked_in_parts(kind: RelationKind) -> None:
+    random = torch.Generator().manual_seed(0)
+    rows, columns = (torch.rand(count, CLASSES, generator=random) < 0.3 for count in (11, 7))
+    relation = LabelRelation(kind, 0.4)
+    related = relation.against(columns)
+    for begin in range(0, 11, 3):
+        part = rows[begin : begin + 3]
+        assert related.of(part).tolist() == relation.between(part, columns).tolist()
+
+
 @pytest.mark.parametrize("relation", [LabelRelation(), LabelRelation("all"), LabelRelation("jaccard", 0.3)])
 def test_of_one_label_each_it_is_equality(relation: LabelRelation) -> None:
     labels, others = torch.tensor([0, 3, -1, 2, 3, -1]), torch.tensor([3, 2, -1, 5])
@@ -57,3 +69,9 @@ def test_a_threshold_that_is_met_exactly_is_met() -> None:
             one[0, :either], other[0, :shared] = True, True
             assert LabelRelation("jaccard", shared / either).between(one, other).item()
             assert not LabelRelation("jaccard", shared / either + 1e-5).between(one, other).item()
+
+
+def test_settings_ask_for_a_relation() -> None:
+    assert relation_of(None) is ANY_SHARED
+    assert relation_of(Relation(kind="all")) == LabelRelation("all")
+    assert relation_of(Relation(kind="jaccard", threshold=0.25)) == LabelRelation("jaccard", 0.25)

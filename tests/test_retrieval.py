@@ -1,6 +1,8 @@
 """Ranks, precision and average precision against plain loops, and against scikit-learn where it has them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
 
 import numpy as np
 import pytest
@@ -145,6 +147,40 @@ def test_refuses_what_has_no_similarity(queries: tuple[int, int], gallery: tuple
     labels = torch.zeros(queries[0]).long(), torch.zeros(gallery[0]).long()
     with pytest.raises(ValueError, match="no similarities"):
         rank_gallery(torch.zeros(queries), torch.zeros(gallery), *labels)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_torch_has_one_thread_in_each_that_works_and_its_own_number_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "TILE_PAIRS", 1)
+    rows, meet = torch.randn(12, 4), Barrier(3)
+
+    def work(rows: slice, tile: np.ndarray) -> tuple[int, int]:
+        meet.wait(timeout=60)  # passed by three that work at once
+        return get_ident(), torch.get_num_threads()
+
+    workers, inside = zip(*similarity.over_tiles(rows, rows, work), strict=True)
+    assert (len(set(workers)), set(inside)) == (3, {1})
+    assert (torch.get_num_threads(), threads_of_a_new_thread()) == (3, 3)
+
+    def fail(rows: slice, tile: np.ndarray) -> None:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        next(similarity.over_tiles(rows, rows, fail))
+    assert (torch.get_num_threads(), threads_of_a_new_thread()) == (3, 3)
 
 
 def test_keys_order_as_similarity_falls_and_payload_rises() -> None:

@@ -1,6 +1,7 @@
 """Retrieval of images with several labels: figures from loops over sets, and the stage on mosaics of digits."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import BadData
 from stages.evaluation import bootstrap_interval, count_pairs, rank_gallery, retrieval, similarity, verification
-from stages.labels import LabelRelation, RelationKind
+from stages.labels import Against, LabelRelation, RelationKind
 
 RELATIONS = [LabelRelation("any"), LabelRelation("all"), LabelRelation("jaccard", 0.5)]
 QUICK: dict[str, Any] = {"bootstrap_samples": 100}
@@ -94,6 +95,27 @@ def test_each_pair_counts_once(overlap: str, relation: LabelRelation, monkeypatc
             score = torch.cosine_similarity(queries[query].double(), gallery[row].double(), dim=0).item()
             expected[0 if is_genuine else 1, min(63, int((score + 1) * 32))] += 1
     assert [one.tolist() for one in found] == expected.tolist()
+
+
+@dataclass(frozen=True)
+class Counting(LabelRelation):
+    """Remembers how often it was made ready for columns."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def against(self, columns: Tensor) -> Against:
+        self.asked.append(len(columns))
+        return super().against(columns)
+
+
+def test_the_labels_of_a_gallery_are_made_ready_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "TILE_PAIRS", 1)
+    monkeypatch.setattr(retrieval, "TILE_PAIRS", 1)
+    queries, gallery, wanted, sets, same = scene("some of both")
+    for measure in (rank_gallery, count_pairs):
+        relation = Counting()
+        measure(queries, gallery, wanted, sets, same, relation=relation)
+        assert len(relation.asked) == 1
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=kind_of)

@@ -1,8 +1,9 @@
 """The stage `retrieve` on scikit-learn's digits: its figures from loops, its sets, and what it refuses."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from pipeline.errors import BadData, NotFinite
 from pipeline.settings import Estimate
-from stages.evaluation import bootstrap_interval
+from stages.evaluation import bootstrap_interval, similarity
 from stages.evaluation.indexed_gallery import read_indexed_gallery
 from stages.evaluation.vector_index import NoIndexLibrary, Speed, measure_recall
 from stages.images.index import NoSuchAttribute
 from stages.retrieve import check_settings
+from stages.settings import retrieve as retrieve_settings
 from stages.settings.retrieve import Retrieve
 
 PIXELS, DIGITS = (np.asarray(one) for one in load_digits(return_X_y=True))
@@ -37,17 +39,20 @@ def write(
     labels: np.ndarray = DIGITS,
     splits: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
-    several: int = 0,
+    several: Mapping[int, list[int]] = MappingProxyType({}),
     drawn_by: Sequence[str | None] | None = None,
     labels_seen: Sequence[dict[str, Any]] = (),
 ) -> Path:
-    """As the stage embed writes them: by default 100 digits to train on and the others for test."""
+    """As the stage embed writes them: by default 100 digits to train on and the others for test.
+
+    several: labels of rows that have more than one.
+    """
     files = folder / "features"
     files.mkdir(parents=True)
-    features, labels = features[:rows].astype(np.float32), labels[:rows]
+    features, labels = features[:rows].astype(np.float32), labels[:rows].copy()
     lists = [[] if label < 0 else [int(label)] for label in labels]
-    for row in range(rows - several, rows):
-        lists[row] = [1, 2]
+    for row, names in several.items():
+        lists[row], labels[row] = names, -1
     columns = {
         "id": pa.array(range(rows), pa.int64()),
         "key": [f"{number}.png" for number in range(rows)],
@@ -62,7 +67,7 @@ def write(
     pq.write_table(pa.table(columns), files / "features.parquet")
     encoder = {"kind": "pixels", "name": "pixels", "stage": None, "architecture": None, "image_size": 8}
     encoder |= {"labels_seen": [*labels_seen]}
-    names = [f"digit {number}" for number in range(max(10, int(labels.max()) + 1))]
+    names = [f"digit {number}" for number in range(max(9, *(label for one in lists for label in one)) + 1)]
     card = {"format": 1, "encoder": encoder, "dimension": features.shape[1], "classes": names, "splits": {}}
     (files / "features.json").write_text(json.dumps(card))
     return files
@@ -274,6 +279,23 @@ def test_validation_classes_that_are_elsewhere_too_have_no_say(
     assert sum(metrics["open_set"]["validation"]["identities"].values()) == 10
 
 
+def test_classes_of_training_images_with_several_labels_are_trained_on(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Train has each of its classes and one of val and of test, always two at once; the others have one label."""
+    labels = np.repeat(np.arange(30), 4)
+    splits = [("train", "val", "test")[label % 3] for label in labels]
+    several = {row: [int(label), 1 if label == 0 else 2] for row, label in enumerate(labels) if label % 3 == 0}
+    features = write(
+        tmp_path, len(labels), features=PIXELS[labels] + 0.01 * PIXELS[:120], labels=labels, splits=splits,
+        several=several,
+    )  # fmt: skip
+    metrics = metrics_of(run_stage("retrieve", QUICK | {"open_set": {}}, {"features": features}))
+    assert (metrics["protocol"]["classes"], metrics["protocol"]["query_classes_in_train"]) == ("shared", 1)
+    assert "1 of the 10 classes of val are classes of train" in capsys.readouterr().err
+    assert sum(metrics["open_set"]["validation"]["identities"].values()) == 9
+
+
 # An index
 
 
@@ -331,7 +353,7 @@ def test_an_index_has_the_same_bytes_again(run_stage: RunStage, tmp_path: Path) 
 
 
 def test_a_small_gallery_gets_no_index_by_size(
-    run_stage: RunStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_stage: RunStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features = write(tmp_path)
     for index_from, made in ((301, False), (300, True)):
@@ -339,6 +361,8 @@ def test_a_small_gallery_gets_no_index_by_size(
         files = run_stage("retrieve", QUICK | {"index": "by_size"}, {"features": features})
         assert metrics_of(files).get("index", {}).get("kind") == ("hnsw" if made else None)
         assert (files / "index.faiss").is_file() == made
+        said = "no index: 300 gallery images are fewer than 301; `simclr search` takes the features"
+        assert (said in capsys.readouterr().err) == (not made)
 
 
 def test_an_index_that_is_not_worth_it_says_so(
@@ -351,7 +375,9 @@ def test_an_index_that_is_not_worth_it_says_so(
     monkeypatch.setattr("stages.evaluation.vector_index.LARGEST_EFFORT", 1)
     said = warnings_of(run_stage, capsys, features, index="ivf", verification=False)
     assert "the index finds less than 95% of the ten nearest; `index: none` searches exactly" in said
-    monkeypatch.setattr("stages.retrieve.measure_speed", lambda index, queries: Speed(exact=1e-5, index=1e-3))
+    monkeypatch.setattr(
+        "stages.evaluation.indexed_gallery.measure_speed", lambda index, queries: Speed(exact=1e-5, index=1e-3)
+    )
     said = warnings_of(run_stage, capsys, features, index="hnsw", verification=False)
     assert "0.01 times as many queries a second" in said
     assert "the index is no quicker than exact search here" in said
@@ -372,6 +398,16 @@ def test_an_index_is_estimated() -> None:
     )
     assert indexed.disk_bytes - plain.disk_bytes == indexed.memory_bytes - plain.memory_bytes
     assert indexed.disk_bytes - plain.disk_bytes == pytest.approx(2 * 1000 * 512 + 280_000)
+
+
+def test_threads_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert retrieve_settings.MOST_THREADS == similarity.MOST_THREADS
+    needs = []
+    for processors in (1, 5, 64, None):
+        monkeypatch.setattr("os.cpu_count", lambda processors=processors: processors)
+        needs.append(Retrieve(features="f").estimate({"features": Estimate(1000, 512)}).memory_bytes)
+    tiles = [(need - needs[0]) / retrieve_settings.TILE_BYTES for need in needs]
+    assert tiles == [0, 4, similarity.MOST_THREADS - 1, 0]
 
 
 # What is said, and what is refused
@@ -448,11 +484,23 @@ def test_pairs_of_one_kind(run_stage: RunStage, tmp_path: Path, capsys: pytest.C
     assert 0.5 < metrics["recall"]["1"] <= 1
 
 
+def test_a_relation_of_one_label_each_is_said_to_do_nothing(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, word = write(tmp_path), "relation is for images with several labels, and these have one"
+    assert word not in warnings_of(run_stage, capsys, features)
+    assert word in warnings_of(run_stage, capsys, features, relation={"kind": "jaccard"})
+
+
 def test_an_open_set_is_for_one_label(run_stage: RunStage, tmp_path: Path) -> None:
     with pytest.raises(
         BadData, match=r"^retrieve.open_set: 7 images have several labels, and an identity is one label"
     ):
-        run_stage("retrieve", QUICK | {"open_set": {}}, {"features": write(tmp_path, several=7)})
+        run_stage(
+            "retrieve",
+            QUICK | {"open_set": {}},
+            {"features": write(tmp_path, several={row: [1, 2] for row in range(393, 400)})},
+        )
 
 
 def test_features_that_are_not_finite(run_stage: RunStage, tmp_path: Path) -> None:
@@ -472,6 +520,16 @@ def test_few_classes_and_shared_groups_are_said(
     assert "220 of 300 queries have images of their own group in the gallery" in said
     metrics = metrics_of(run_stage("retrieve", QUICK, {"features": features}))
     assert metrics["protocol"]["queries_sharing_a_group"] == 220
+
+
+def test_test_images_with_pseudo_labels_are_said(
+    run_stage: RunStage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for test_images, said in ((0, False), (12, True)):
+        seen = [{"fraction": 1.0}, {"fraction": 1.0, "pseudo": {"train": 5, "test": test_images}}]
+        warnings = warnings_of(run_stage, capsys, write(tmp_path / str(test_images), labels_seen=seen))
+        word = "the encoder was trained on test images with pseudo-labels: transductive, scores on test flatter"
+        assert (word in warnings) == said
 
 
 def test_splits_and_columns_that_are_not_there(run_stage: RunStage, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from stages.settings.retrieve import Retrieve
 ENCODER: dict[str, Any] = {"encoder": "random", "architecture": {"backbone": "resnet10", "width": 4}, "image_size": 8}
 TINY: dict[str, Any] = ENCODER | {"device": "cpu", "max_steps": 20, "batch_size": 64}
 QUICK = {"bootstrap_samples": 100}
+LOSSES = ("pairs_concatenated", "pairs_difference", "pairs_cosine", "cross_entropy")
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = stage_runner(tmp_path_factory.mktemp("made"))
     shards = run("shard", {"source": "sklearn:digits", "near_duplicates": False})
     files = {"shards": shards}
-    for loss in ("pairs_concatenated", "pairs_difference", "pairs_cosine", "cross_entropy"):
-        files[loss] = run("finetune", TINY | {"loss": {"name": loss}}, {"shards": shards})
-        files[f"features of {loss}"] = run("embed", {"device": "cpu"}, {"shards": shards, "encoder": files[loss]})
+    trained: dict[str, dict[str, Any]] = {name: {"loss": {"name": name}} for name in LOSSES}
+    trained["projected"] = {"loss": {"name": "pairs_difference"}, "projection": {"dimension": 8}}
+    for name, settings in trained.items():
+        files[name] = run("finetune", TINY | settings, {"shards": shards})
+        files[f"features of {name}"] = run("embed", {"device": "cpu"}, {"shards": shards, "encoder": files[name]})
     return files
 
 
@@ -116,9 +119,11 @@ def test_what_does_not_belong_together_is_refused(run_stage: RunStage, made: dic
     pixels = run_stage("embed", {"encoder": "pixels", "image_size": 8}, {"shards": made["shards"]})
     with pytest.raises(UsageError, match="is not what made the features"):
         run_stage("retrieve", QUICK, {"features": pixels, "head": made["pairs_difference"]})
-    for loss in ("pairs_cosine", "cross_entropy"):  # without a head, and with another one
-        with pytest.raises(UsageError, match=r"^retrieve\.head: .* has no head of pairs; those of pairs_concatenated"):
-            run_stage("retrieve", QUICK, {"features": made[f"features of {loss}"], "head": made[loss]})
+    lacking = r"has no head of pairs; those of pairs_concatenated and pairs_difference without a projection have one$"
+    # Without a head, with another one, and with one that was trained on projections, which are thrown away.
+    for name in ("pairs_cosine", "cross_entropy", "projected"):
+        with pytest.raises(UsageError, match=rf"^retrieve\.head: .* {lacking}"):
+            run_stage("retrieve", QUICK, {"features": made[f"features of {name}"], "head": made[name]})
     with pytest.raises(ValueError, match="head: scores pairs in verification, which is false"):
         Retrieve.model_validate({"features": "features", "head": "tuned", "verification": False})
 

@@ -1,14 +1,18 @@
 """`simclr search`: the same order as plain cosines, from features and from a folder, and what is refused."""
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import RunStage
 from PIL import Image
 
+from benchmarks.mosaics import make_mosaics, write_mosaics
 from pipeline import cli
+from stages.encoders import search as searching
 from stages.evaluation import indexed_gallery
 
 RECIPE = """
@@ -24,6 +28,7 @@ steps:
   averaged: {{stage: embed, shards: shards, encoder: simclr, device: cpu, mirror: true, crops: 5}}
   indexed:  {{stage: retrieve, features: averaged, gallery: train, index: hnsw, bootstrap_samples: 100}}
   plain:    {{stage: retrieve, features: features, gallery: train, bootstrap_samples: 100}}
+  by_size:  {{stage: retrieve, features: features, gallery: train, index: by_size, bootstrap_samples: 100}}
 """
 
 
@@ -126,6 +131,25 @@ def test_the_collage_of_an_index_shows_its_images(world: Path, capsys: pytest.Ca
     assert np.array_equal(query, nearest), "of train, so it finds itself"
 
 
+def test_several_labels_are_all_named(run_stage: RunStage, tmp_path: Path) -> None:
+    """By an index and by features alike; an image without a label has no name."""
+    parts = {"train": make_mosaics(20, part="train"), "test": make_mosaics(16, part="test")}
+    parts["train"].targets[0] = False
+    table = write_mosaics(tmp_path / "mosaics", parts, [f"digit {number}" for number in range(10)])
+    wanted = {row["path"]: row["labels"] or None for row in csv.DictReader(table.read_text().splitlines())}
+    shards = run_stage("shard", {"source": f"csv:{table}", "near_duplicates": False})
+    features = run_stage("embed", {"encoder": "pixels", "image_size": 8}, {"shards": shards})
+    settings = {"queries": "train", "gallery": "train", "index": "hnsw", "bootstrap_samples": 100}
+    files = run_stage("retrieve", settings, {"features": features})
+    index = json.loads((files / "metrics.json").read_text())["index"]
+    ways = searching.gallery_of_features(features, shards), searching.gallery_of_index(files, shards, index)
+    by_features, by_index = (dict(zip(one.keys, one.labels, strict=True)) for one in ways)
+    assert by_features == wanted
+    assert by_index == {key: wanted[key] for key in by_index}
+    assert (len(by_index), list(by_index.values()).count(None)) == (20, 1)
+    assert any("|" in (name or "") for name in by_index.values())
+
+
 def test_a_changed_index_is_never_read(
     world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +199,8 @@ def test_fewer_images_than_asked_for_are_told(world: Path, capsys: pytest.Captur
         ("simclr", "tiny.yaml", "tiny/features", [], 6, "tiny.yaml: not an image of a known kind"),
         ("other", "images/train/a/0.png", "tiny/features", [], 2, "holds features of another encoder than other"),
         ("simclr", "images/train/a/0.png", "tiny/simclr", [], 2, "tiny/simclr was made by pretrain: a gallery is a"),
-        ("simclr", "images/train/a/0.png", "tiny/plain", [], 2, "tiny/plain has no index (it is made by index: hnsw)"),
+        ("simclr", "images/train/a/0.png", "tiny/plain", [], 2, "tiny/plain has no index (it is made by index: hnsw"),
+        ("simclr", "images/train/a/0.png", "tiny/by_size", [], 2, "hnsw, and by by_size of a large gallery only)"),
         ("other", "images/train/a/0.png", "tiny/indexed", [], 2, "holds features of another encoder than other"),
         ("simclr", "images/train/a/0.png", "tiny/nothing", [], 2, "nothing"),
         ("features", "images/train/a/0.png", "tiny/features", [], 2, "holds no encoder"),

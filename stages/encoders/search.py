@@ -15,11 +15,12 @@ from torch import Tensor
 
 from stages.encoders.folder import embed_images, find_device, label_of
 from stages.encoders.ready import ReadyEncoder
-from stages.evaluation.features import read_features
+from stages.evaluation.features import FeatureFile, read_features
 from stages.evaluation.indexed_gallery import read_indexed_gallery
 from stages.evaluation.neighbours import Neighbours, nearest
 from stages.images import Shards, UnreadableImage, open_shards, read_summary
 from stages.images.display import displayed
+from stages.labels.sets import name_rows
 from stages.views import squares
 
 SIDE, GAP, CAPTION = 112, 8, 26
@@ -53,13 +54,14 @@ class Gallery:
     """Of queries [Q, D] the k most similar rows, by cosine."""
     keys: Sequence[str]
     labels: Sequence[str | None]
+    """Of several `a|b`."""
     look: Look
 
 
 def gallery_of_features(files: Path, shards: Path) -> Gallery:
     """What the stage `embed` wrote, with the shards that its images lie in."""
     features = read_features(files)
-    names = [features.classes[label] if label >= 0 else None for label in features.labels.tolist()]
+    names = name_rows(FeatureFile(files).label_lists, features.classes)
     keys, look = [str(key) for key in features.keys], _look_into(shards, features.ids, features.splits)
     return _exactly(features.features, keys, names, look)
 

@@ -3,7 +3,13 @@
 from stages.evaluation.confidence import choose_confidence, confidence_curve, precision_from
 from stages.evaluation.features import FeatureFile, Features, read_features
 from stages.evaluation.intervals import bootstrap_interval
-from stages.evaluation.labels_seen import Fair, ProbeLabels, labels_digest, pseudo_labelled_test_images
+from stages.evaluation.labels_seen import (
+    TEST_IMAGES_SEEN,
+    Fair,
+    ProbeLabels,
+    labels_digest,
+    pseudo_labelled_test_images,
+)
 from stages.evaluation.logistic import LogisticPath, fit_logistic_path, fit_logistic_paths, principal_axes
 from stages.evaluation.multilabel import (
     LabelPlan,
@@ -41,6 +47,7 @@ from stages.evaluation.subsets import held_out, label_subset, stratified_folds, 
 from stages.evaluation.verification import Verification, count_pairs, verify
 
 __all__ = [
+    "TEST_IMAGES_SEEN",
     "Answers",
     "Choice",
     "Fair",

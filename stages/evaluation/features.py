@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.images.index import ATTRIBUTE, NoSuchAttribute
+from stages.labels.sets import name_rows
 
 BLOCK_NUMBERS = 4_000_000
 """Feature values that are in memory at once."""
@@ -94,6 +95,11 @@ class FeatureFile:
         """Rows of the file that belong to a split."""
         return np.flatnonzero(self.splits == split)
 
+    def labels_of(self, split: str) -> NDArray[np.int64]:
+        """Labels that samples of a split have, alone or among several: int64, ascending."""
+        lists = self.label_lists
+        return np.array(sorted({label for row in self.positions(split) for label in lists[row]}), dtype=np.int64)
+
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The whole file as (first row, features [B, D])."""
         start, size = 0, max(1, BLOCK_NUMBERS // self.dimension)
@@ -145,6 +151,13 @@ class Features:
     def relating(self) -> Tensor:
         """Labels by which samples belong together: `label_sets` where there are, else `labels`."""
         return self.labels if self.label_sets is None else self.label_sets
+
+    @property
+    def names(self) -> list[str | None]:
+        """The labels of each sample in words: all of them where `label_sets` are there."""
+        if self.label_sets is None:
+            return name_rows(([label] if label >= 0 else [] for label in self.labels.tolist()), self.classes)
+        return name_rows((np.flatnonzero(row).tolist() for row in self.label_sets.numpy()), self.classes)
 
     def select(self, rows: np.ndarray) -> "Features":
         """Those rows (positions, int64): a view where they are consecutive."""

@@ -133,6 +133,10 @@ def share_seen(seen: Sequence[Mapping[str, Any]]) -> float:
     return min(1.0, sum(largest.values()))
 
 
+TEST_IMAGES_SEEN = "the encoder was trained on test images with pseudo-labels: transductive, scores on test flatter"
+"""What is said wherever scores are made of such an encoder."""
+
+
 def pseudo_labelled_test_images(seen: Sequence[Mapping[str, Any]]) -> int:
     """Test images at least that trainings learned with pseudo-labels; from 1 on their scores on test are transductive.
 

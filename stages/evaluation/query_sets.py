@@ -33,7 +33,7 @@ class QuerySets:
     @cached_property
     def relevant(self) -> NDArray[np.int64]:
         """[Q], gallery rows of the query's label (of several: that belong to it), itself left out."""
-        return count_related(self.queries.relating, self.gallery.relating, self.same, self.relation)
+        return count_related(self.queries.relating, self.relation.against(self.gallery.relating), self.same)
 
     @property
     def drawn_whole(self) -> NDArray[np.int64] | None:

@@ -16,7 +16,7 @@ from stages.evaluation.similarity import (
     payload_of,
     similarity_of,
 )
-from stages.labels import ANY_SHARED, LabelRelation
+from stages.labels import ANY_SHARED, Against, LabelRelation
 
 SHORT_LIST = 5
 """Places of the list that MAP@5 looks at."""
@@ -86,7 +86,8 @@ def rank_gallery(
         ValueError: dimensions that differ, or an empty gallery.
     """
     own = np.full(len(queries), -1) if same is None else same.numpy()
-    relevant = count_related(query_labels, gallery_labels, torch.from_numpy(own), relation)
+    related = relation.against(gallery_labels)
+    relevant = count_related(query_labels, related, torch.from_numpy(own))
     first = np.zeros(len(queries), dtype=np.int64)
     at_r, mean_at_r, mean_at_5 = (np.zeros(len(queries)) for _ in range(3))
     kept = min(neighbours, len(gallery) - bool((own >= 0).any()))
@@ -97,7 +98,7 @@ def rank_gallery(
     columns = 2 * np.arange(len(gallery), dtype=np.int64)
 
     def measure(rows: slice, tile: NDArray[np.float32]) -> None:
-        is_relevant = relation.between(query_labels[rows], gallery_labels).numpy()
+        is_relevant = related.of(query_labels[rows]).numpy()
         keys = order_keys(tile, columns | is_relevant)
         excluded = np.flatnonzero(own[rows] >= 0)
         keys[excluded, own[rows][excluded]] = NEVER
@@ -116,21 +117,20 @@ def rank_gallery(
     return Ranking(relevant, first, at_r, mean_at_r, mean_at_5, found, right)
 
 
-def count_related(
-    query_labels: Tensor, gallery_labels: Tensor, same: Tensor, relation: LabelRelation
-) -> NDArray[np.int64]:
+def count_related(query_labels: Tensor, gallery: Against, same: Tensor) -> NDArray[np.int64]:
     """For each query the gallery rows that belong to it, itself left out: int64 [Q].
 
     Args:
-        query_labels, gallery_labels: int64 [Q] and [G], or bool [Q, C] and [G, C].
+        query_labels: int64 [Q], or bool [Q, C].
+        gallery: the relation to labels of the gallery.
         same: int64 [Q], the gallery row that is the query itself; -1: there is none.
     """
     if query_labels.ndim == 1:
-        return count_relevant(query_labels.numpy(), gallery_labels.numpy(), same.numpy())
+        return count_relevant(query_labels.numpy(), gallery.columns.numpy(), same.numpy())
     counts = np.zeros(len(query_labels), dtype=np.int64)
-    size = max(1, TILE_PAIRS // max(1, len(gallery_labels)))
+    size = max(1, TILE_PAIRS // max(1, len(gallery.columns)))
     for begin in range(0, len(query_labels), size):
-        related = relation.between(query_labels[begin : begin + size], gallery_labels).numpy()
+        related = gallery.of(query_labels[begin : begin + size]).numpy()
         own = same[begin : begin + size].numpy()
         present = np.flatnonzero(own >= 0)
         related[present, own[present]] = False

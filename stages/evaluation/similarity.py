@@ -23,7 +23,7 @@ def over_tiles(queries: Tensor, gallery: Tensor, work: Callable[[slice, NDArray[
     """What some work gives for consecutive queries and their cosine similarities to all of the gallery, in order.
 
     As many threads as torch has work at a time, at most MOST_THREADS, each on queries of its own: numpy's sorting and
-    counting, which take most of the time, have one each.
+    counting, which take most of the time, have one each. While they do, torch has one thread in each of them.
 
     Args:
         queries: [Q, D] floats, of any length; a row of zeros has similarity 0 with everything.
@@ -43,8 +43,14 @@ def over_tiles(queries: Tensor, gallery: Tensor, work: Callable[[slice, NDArray[
         rows = slice(begin, min(begin + size, len(queries)))
         return work(rows, (torch.nn.functional.normalize(queries[rows].float(), dim=1) @ turned).numpy())
 
-    with ThreadPoolExecutor(min(torch.get_num_threads(), MOST_THREADS)) as pool:
-        yield from pool.map(of_tile, range(0, len(queries), size))
+    threads = torch.get_num_threads()
+    try:
+        # Else each thread of the pool would have a team of OpenMP threads of its own: that number is one of the thread
+        # that sets it, and torch gives the last one that was set, by whichever thread, to threads that are new.
+        with ThreadPoolExecutor(min(threads, MOST_THREADS), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(of_tile, range(0, len(queries), size))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def order_keys(similarity: NDArray[np.float32], payload: NDArray[np.int64]) -> NDArray[np.int64]:

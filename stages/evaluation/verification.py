@@ -7,6 +7,7 @@ their bin. What the rounding may do to a figure is bounded by the pairs in singl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,20 @@ class Verification:
     roc: list[tuple[float, float, float]]
     """(FMR, FNMR, threshold) for a plot, by falling FMR."""
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As metrics.json has them: rates of false matches as `1e-2`, the curve in columns."""
+        false_matches, misses, thresholds = zip(*self.roc, strict=True)
+        return {
+            "genuine_pairs": self.genuine,
+            "impostor_pairs": self.impostors,
+            "eer": self.eer,
+            "auc": self.auc,
+            "fnmr": {f"{rate:.0e}".replace("e-0", "e-"): value for rate, value in self.fnmr.items()},
+            "error": self.error,
+            "roc": {"fmr": false_matches, "fnmr": misses, "threshold": thresholds},
+        }
+
 
 def count_pairs(
     queries: Tensor,
@@ -72,6 +87,7 @@ def count_pairs(
     if not known.any() or not known_there.any():
         return genuine, everything
     wanted, there = query_labels[known], gallery_labels[known_there]
+    relating = relation.against(there)
     # Places among the rows that are left.
     place = np.where(known_there, known_there.cumsum(0) - 1, -1)
     own = np.full(len(queries), -1) if same is None else same.numpy()
@@ -85,7 +101,7 @@ def count_pairs(
         counted = (columns > itself) | ~is_query & (columns != itself)
         # What does not count goes to a bin of its own.
         bins = np.where(counted, ((tile + 1) * (BINS // 2)).astype(np.int64).clip(0, BINS - 1), BINS)
-        related = relation.between(wanted[rows], there).numpy()
+        related = relating.of(wanted[rows]).numpy()
         found, found_genuine = (np.bincount(some, minlength=BINS + 1)[:BINS] for some in (bins.ravel(), bins[related]))
         return found, found_genuine
 

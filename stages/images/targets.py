@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.images.shards import Shards
-from stages.labels.sets import multi_hot, rarest_labels
+from stages.labels.sets import multi_hot, name_rows, rarest_labels
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Targets:
         labels = self.labels[positions]
         if not self.are_several:
             return [self.classes[label] for label in labels]
-        return ["|".join(self.classes[label] for label in np.flatnonzero(row).tolist()) for row in labels]
+        return [name or "" for name in name_rows(map(np.flatnonzero, labels), self.classes)]
 
 
 def targets_of(shards: Shards, attribute: str | None) -> Targets:

@@ -1,5 +1,13 @@
 """Which samples belong together by their labels: one relation for sampler, miner, loss and retrieval."""
 
-from stages.labels.relation import ANY_SHARED, LabelRelation, RelationKind, is_labelled
+from stages.labels.relation import (
+    ANY_SHARED,
+    Against,
+    LabelRelation,
+    RelationAsked,
+    RelationKind,
+    is_labelled,
+    relation_of,
+)
 
-__all__ = ["ANY_SHARED", "LabelRelation", "RelationKind", "is_labelled"]
+__all__ = ["ANY_SHARED", "Against", "LabelRelation", "RelationAsked", "RelationKind", "is_labelled", "relation_of"]

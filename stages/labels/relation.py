@@ -5,7 +5,8 @@ there is none; or bool [n, C], which of C labels a sample has. A sample without 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -40,21 +41,63 @@ class LabelRelation:
         Returns:
             bool [n, m]
         """
-        if rows.ndim == 1:
-            return (rows[:, None] == columns) & (rows >= 0)[:, None]
+        return self.against(columns).of(rows)
+
+    def against(self, columns: Tensor) -> "Against":
+        """The same for many rows, a part at a time: what is made of the columns' labels is made once."""
+        if columns.ndim == 1:
+            return Against(self, columns)
         # Whole numbers, and far below 2^24: exact in float32, on any device.
-        one, other = rows.to(torch.float32), columns.to(torch.float32)
-        shared = one @ other.T
-        if self.kind == "any":
+        return Against(self, columns.to(torch.float32))
+
+
+@dataclass(frozen=True)
+class Against:
+    """A relation to samples whose labels are known.
+
+    Attributes:
+        columns: their labels, int64 [m], or float32 [m, C] where they have several each.
+    """
+
+    relation: LabelRelation
+    columns: Tensor
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Of several labels how many each has: float32 [m]."""
+        return self.columns.sum(dim=1)
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Which rows belong to which of them: labels in the columns' form, of n samples -> bool [n, m]."""
+        if rows.ndim == 1:
+            return (rows[:, None] == self.columns) & (rows >= 0)[:, None]
+        counted = rows.to(torch.float32)
+        shared = counted @ self.columns.T
+        if self.relation.kind == "any":
             return shared > 0
-        sizes, other_sizes = one.sum(dim=1)[:, None], other.sum(dim=1)
-        if self.kind == "all":
-            return (shared == sizes) & (shared == other_sizes) & (shared > 0)
-        return shared / (sizes + other_sizes - shared).clamp_min(1) >= self.threshold
+        sizes = counted.sum(dim=1)[:, None]
+        if self.relation.kind == "all":
+            return (shared == sizes) & (shared == self.sizes) & (shared > 0)
+        return shared / (sizes + self.sizes - shared).clamp_min(1) >= self.relation.threshold
 
 
 ANY_SHARED = LabelRelation()
 """What is meant where nothing else is said."""
+
+
+class RelationAsked(Protocol):
+    """What settings say of a relation."""
+
+    @property
+    def kind(self) -> RelationKind: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+
+def relation_of(asked: RelationAsked | None) -> LabelRelation:
+    """The relation that settings ask for; ANY_SHARED where they say nothing."""
+    return ANY_SHARED if asked is None else LabelRelation(asked.kind, asked.threshold)
 
 
 def is_labelled(labels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Labels of samples that have several each, as rows of bool; without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,12 @@ def multi_hot(label_lists: Sequence[Sequence[int]], classes: int) -> NDArray[np.
     rows = np.repeat(np.arange(len(label_lists)), [len(labels) for labels in label_lists])
     sets[rows, np.array([label for labels in label_lists for label in labels], dtype=np.int64)] = True
     return sets
+
+
+def name_rows(label_lists: Iterable[Iterable[int]], classes: Sequence[str]) -> list[str | None]:
+    """The labels of each sample in words, in the order of the classes: `a`, of several `a|b`; None without a label."""
+    names = ([classes[label] for label in sorted(set(labels))] for labels in label_lists)
+    return ["|".join(one) if one else None for one in names]
 
 
 def rarest_labels(sets: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Settings of the stage `retrieve`."""
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -11,7 +12,9 @@ from stages.settings.relation import Relation
 Count = Annotated[int, Field(ge=1)]
 Split = Literal["train", "val", "test"]
 TILE_BYTES = 150 * 2**20
-"""Of similarities and what is made of them."""
+"""Of similarities and what is made of them, in one thread."""
+MOST_THREADS = 8
+"""That work at a time (MOST_THREADS of stages/evaluation/similarity.py, which is not for settings to import)."""
 LINK_BYTES = 280
 """Of an image's links to others in an index (hnsw)."""
 INDEX_FROM = 100_000
@@ -45,7 +48,7 @@ class OpenSet(Settings):
 class Retrieve(StageSettings):
     """How well images of a class find one another: recall, MAP@R, verification, and an open set where wanted."""
 
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
 
     features: str = artifact("embed", description="features of all splits")
     queries: Split = setting("test", "the split whose images are queries")
@@ -100,7 +103,8 @@ class Retrieve(StageSettings):
         features = inputs["features"] if "features" in inputs else Estimate()
         # The features, the parts of them that are compared, and these on the sphere.
         all_bytes = features.samples * features.sample_bytes
-        memory_bytes = LIBRARIES_BYTES + TILE_BYTES + 3 * all_bytes
+        threads = min(os.cpu_count() or 1, MOST_THREADS)
+        memory_bytes = LIBRARIES_BYTES + threads * TILE_BYTES + 3 * all_bytes
         if self.index == "none":
             return Estimate(features.samples, memory_bytes=memory_bytes)
         # Unit vectors, and those of the index: of all samples, since how many the gallery has is not known here.
