@@ -16,7 +16,7 @@ from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_
 from stages.images.loader import BatchLoader
 from stages.images.pseudo_labels import Learned, PseudoLabels, add_pseudo_labels, read_pseudo_labels
 from stages.images.targets import Targets, targets_of
-from stages.labels import ANY_SHARED, LabelRelation
+from stages.labels import LabelRelation, relation_of
 from stages.losses import Task
 from stages.losses.combined import Combined, Part
 from stages.losses.registry import build_loss
@@ -181,7 +181,7 @@ class Objective(nn.Module):
             size = settings.projection.dimension
         task = Task(size, tuple(samples.counts.tolist()))
         if samples.have_several:
-            task = replace(task, relation=_relation(settings), samples=int(samples.known.sum()))
+            task = replace(task, relation=relation_of(settings.label_relation), samples=int(samples.known.sum()))
         parts = [Part(one.title, build_loss(one.title, one.options, task), one.weight, one.classifies)
                  for one in settings.losses]  # fmt: skip
         self.names = samples.names
@@ -206,12 +206,6 @@ def _in_words(samples: Labelled, images: int) -> str:
     negative = int((~samples.known).sum())
     more = f" as {len(samples):,} samples" if len(samples) != images else ""
     return f"of {len(samples.names):,} classes{more}" + (f", {negative:,} of them negative-only" if negative else "")
-
-
-def _relation(settings: Finetune) -> LabelRelation:
-    """Which images with several labels belong together."""
-    asked = settings.label_relation
-    return ANY_SHARED if asked is None else LabelRelation(**asked.model_dump())
 
 
 def _steps(settings: Finetune, steps_per_epoch: int) -> int:
@@ -288,7 +282,7 @@ def _labelled_images(run: Run, settings: Finetune, shards: Shards, targets: Targ
 
 def _plan(run: Run, settings: Finetune, shards: Shards, targets: Targets, chosen: np.ndarray) -> Plan:
     """The batches, checked against the number of processes."""
-    labels, relation = targets.labels[chosen], _relation(settings)
+    labels, relation = targets.labels[chosen], relation_of(settings.label_relation)
     samples = label_samples(chosen, labels, targets.classes, settings.negative_only, settings.flip_is_new_class)
     asked = Batches(
         sampler=settings.sampler_used,
