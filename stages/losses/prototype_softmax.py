@@ -90,18 +90,19 @@ class _Sums(torch.autograd.Function):
         coefficients = (ctx.scale * to_others / totals.clamp_min(torch.finfo(totals.dtype).tiny))[:, None]
         weighted = rows * coefficients  # [N, D]
         to_rows, to_weight = torch.zeros_like(rows), torch.empty_like(weight)
-        own_weighted = rows * to_own[:, None]
         for part in _parts(weight):
             directions = weight[part] / lengths[part]
             to_rows.addmm_(values[part].T, directions)
-            to_directions = torch.mm(values[part], weighted, out=to_weight[part])
-            places, is_inside = _own_in(part, labels)
-            to_directions.index_add_(0, places, own_weighted * is_inside[:, None])
-            # Of a direction only what is across it counts.
-            along = (to_directions * directions).sum(dim=1, keepdim=True)
-            to_directions.addcmul_(directions, along, value=-1).div_(lengths[part])
+            _across(torch.mm(values[part], weighted, out=to_weight[part]), directions, lengths[part])
+        to_weight.index_add_(0, labels, _across(rows * to_own[:, None], own_directions, lengths[labels]))
         to_rows = to_rows * coefficients + own_directions * to_own[:, None]
         return to_rows, to_weight, None, None
+
+
+def _across(to_directions: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+    """Gradients of directions [n, D] as those of vectors of lengths [n, 1], in place: what is along them falls away."""
+    along = (to_directions * directions).sum(dim=1, keepdim=True)
+    return to_directions.addcmul_(directions, along, value=-1).div_(lengths)
 
 
 def _parts(weight: Tensor) -> list[slice]:
