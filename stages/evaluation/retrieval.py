@@ -87,8 +87,7 @@ def rank_gallery(
     """
     own = np.full(len(queries), -1) if same is None else same.numpy()
     related = relation.against(gallery_labels)
-    relevant = count_related(query_labels, related, torch.from_numpy(own))
-    first = np.zeros(len(queries), dtype=np.int64)
+    relevant, first = (np.zeros(len(queries), dtype=np.int64) for _ in range(2))
     at_r, mean_at_r, mean_at_5 = (np.zeros(len(queries)) for _ in range(3))
     kept = min(neighbours, len(gallery) - bool((own >= 0).any()))
     index = np.empty((len(queries), kept), dtype=np.int64)
@@ -99,9 +98,12 @@ def rank_gallery(
 
     def measure(rows: slice, tile: NDArray[np.float32]) -> None:
         is_relevant = related.of(query_labels[rows]).numpy()
-        keys = order_keys(tile, columns | is_relevant)
         excluded = np.flatnonzero(own[rows] >= 0)
-        keys[excluded, own[rows][excluded]] = NEVER
+        themselves = excluded, own[rows][excluded]
+        is_relevant[themselves] = False
+        relevant[rows] = np.count_nonzero(is_relevant, axis=1)
+        keys = order_keys(tile, columns | is_relevant)
+        keys[themselves] = NEVER
         first[rows] = _first_ranks(keys)
         nearest = _smallest(keys, max(SHORT_LIST, kept, int(relevant[rows].max())))
         hits = (nearest & 1).astype(bool)
