@@ -8,7 +8,8 @@ demo: .venv/installed  ## handwritten digits through every stage: less than thre
 	$(BIN)/simclr run configs/digits.yaml
 
 test: .venv/installed-dev  ## all tests: nothing skipped, no accelerator, no network
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 lint: .venv/installed-dev  ## style, format, types
 	$(BIN)/ruff check .

@@ -19,7 +19,8 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.resources import exhausted
 from pipeline.schema import recipe_schema
 from pipeline.store import Record, Store, Version
-from stages.settings import IMAGE_SUFFIXES, STAGES, as_markdown, loss_rows
+from stages.settings import STAGES
+from stages.settings.source import IMAGE_SUFFIXES
 
 STALE = 3
 OF_THE_USER = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -378,6 +379,8 @@ def losses(
     as_json: AsJson = False,
 ) -> None:
     """The losses that `finetune` knows: what each learns from, its sampler and mining, its paper, when to choose it."""
+    from stages.settings.loss_table import as_markdown, loss_rows  # noqa: PLC0415 - of this command alone
+
     rows = loss_rows()
     if as_json:
         _print_json(rows)

@@ -7,16 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from pipeline.errors import DamagedArtifact
 from pipeline.recipe import Recipe
 from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
 from pipeline.store import Record, Store, Version
+from pipeline.terminal import print_styled, print_table
 
 STYLES = {"up to date": "green", "resume": "cyan", "run": "yellow", "waits": "dim"}
 
@@ -28,11 +24,8 @@ def tell(line: str) -> None:
 
 def announce(planned: Planned) -> None:
     """One line before a step runs or is passed over."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    why = f" ({escape(planned.why)})" if planned.why else ""
-    console.print(
-        f"[bold]{planned.step.name}[/bold] [{STYLES[planned.state]}]{planned.state}[/{STYLES[planned.state]}]{why}"
-    )
+    why = f" ({planned.why})" if planned.why else ""
+    print_styled((planned.step.name, "bold"), " ", (planned.state, STYLES[planned.state]), why, stderr=True)
 
 
 def results(store: Store, recipe: Recipe, finished: Sequence[Finished], selected: Sequence[str]) -> None:
@@ -46,7 +39,7 @@ def results(store: Store, recipe: Recipe, finished: Sequence[Finished], selected
         for path in sorted(files.glob("*.json")):
             content = json.loads(path.read_bytes())
             if isinstance(content, dict) and "table" in content:
-                _print_table(content["table"]["columns"], content["table"]["rows"])
+                print_table(content["table"]["columns"], content["table"]["rows"])
         pages = sorted(files.glob("*.html"))
         for path in pages or [files]:
             print(f"{one.version.reference}  {path}")
@@ -60,7 +53,7 @@ def dry_run(planned: Sequence[Planned], estimates: Mapping[str, Estimate]) -> No
         idle = one.record is not None
         sizes = ["", ""] if idle else [_size(need.disk_bytes), _size(need.memory_bytes)]
         rows.append([one.step.name, one.state, one.why, *sizes])
-    _print_table(["step", "state", "why", "disk, about", "memory, about"], rows)
+    print_table(["step", "state", "why", "disk, about", "memory, about"], rows)
     disk = sum(one.disk_bytes for one in estimates.values())
     memory = max((one.memory_bytes for one in estimates.values()), default=0)
     print(f"needs about {_size(disk)} of disk and {_size(memory)} of memory; nothing was run")
@@ -73,7 +66,7 @@ def status(store: Store, recipe: Recipe, planned: Sequence[Planned], ages: Mappi
         version = store.latest(recipe.name, one.step.name)
         reason = [one.why] if why else []
         rows.append([one.step.name, one.step.stage.name, one.state, version.label if version else "", *reason])
-    _print_table(["step", "stage", "state", "version", *(["why"] if why else [])], rows)
+    print_table(["step", "stage", "state", "version", *(["why"] if why else [])], rows)
     for step, looked_at in ages.items():
         print(f"{step}: its source was last looked at {_age(looked_at)} ago; `simclr run` looks again")
 
@@ -88,13 +81,12 @@ def versions(store: Store, rows: Sequence[Version]) -> None:
             size = "record damaged"
         labels, age = ", ".join(store.labels(version)), f"{_age(version.created_at)} ago"
         lines.append([version.reference, labels, version.stage, version.digest[:8], size, age])
-    _print_table(["reference", "labels", "stage", "digest", "size", "made"], lines)
+    print_table(["reference", "labels", "stage", "digest", "size", "made"], lines)
 
 
 def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str, Any]]) -> None:
     """What an artifact holds and what made it."""
-    console = _console()
-    console.print(f"[bold]{escape(facts['reference'])}[/bold] ({', '.join(facts['labels']) or 'no label'})")
+    print_styled((facts["reference"], "bold"), f" ({', '.join(facts['labels']) or 'no label'})")
     code, environment = facts["code"], facts["environment"]
     source = code.get("source_sha256", "")[:12]
     rows = {
@@ -116,12 +108,12 @@ def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str
     if rates:
         rows["rate"] = f"{sorted(rates)[len(rates) // 2]:,.0f} images/s (median of {len(rates)} windows)"
     for name, value in rows.items():
-        console.print(f"  [bold]{name}[/bold] {escape(str(value))}")
+        print_styled("  ", (name, "bold"), f" {value}")
     for message in facts["messages"]:
-        console.print(f"  {escape(message)}")
+        print_styled(f"  {message}")
     for path in sorted(files.rglob("*")):
         if path.is_file():
-            console.print(f"    {escape(path.relative_to(files).as_posix())}  {_size(path.stat().st_size)}")
+            print_styled(f"    {path.relative_to(files).as_posix()}  {_size(path.stat().st_size)}")
 
 
 def _attempt(attempt: Mapping[str, Any]) -> str:
@@ -175,7 +167,7 @@ def changes(found: Mapping[str, Sequence[str]]) -> None:
 
 def rows(table: Sequence[Mapping[str, str]]) -> None:
     """A table whose rows have their values by column."""
-    _print_table([*table[0]], [[*row.values()] for row in table])
+    print_table([*table[0]], [[*row.values()] for row in table])
 
 
 def neighbours(found: Sequence[Mapping[str, Any]], index: Mapping[str, Any] | None) -> None:
@@ -186,7 +178,7 @@ def neighbours(found: Sequence[Mapping[str, Any]], index: Mapping[str, Any] | No
         for one in found
         for rank, near in enumerate(one["neighbours"], start=1)
     ]  # fmt: skip
-    _print_table(["query", "rank", "cosine", "distance", "label", "image"], lines)
+    print_table(["query", "rank", "cosine", "distance", "label", "image"], lines)
     if index is not None:
         print(
             f"approximate, by an index ({index['kind']}) that found {index['recall']['10']:.1%} of the ten nearest of "
@@ -202,32 +194,6 @@ def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     print(f"{sum(not found for found in problems.values())} of {len(problems)} artifacts are whole")
     if any(problems.values()):
         print("`simclr run RECIPE STEP --force` makes a damaged one again")
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    console = _console()
-    if not console.is_terminal:
-        _print_plain(columns, rows)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    console.print(table)
-
-
-def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """The same for another program to read: one line a row, however long, without colours."""
-    lines = [[*columns], *([str(cell) for cell in row] for row in rows)]
-    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(padded).rstrip())
 
 
 def _size(size_bytes: float) -> str:

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -59,4 +58,8 @@ def peak_memory() -> int | None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    try:
+        name = os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):  # of Windows; of other libraries
+        return None
+    return ctypes.CDLL(None) if name and name.startswith("glibc") else None

@@ -4,8 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.markup import escape
+from pipeline.terminal import console, print_styled
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -22,11 +21,11 @@ class Reporter:
     def __init__(self, prefix: str, *, quiet: bool = False):
         self.prefix = prefix
         self.messages: list[str] = []
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.quiet = quiet
 
     def line(self, text: str) -> None:
         """One line that is not kept."""
-        self.console.print(f"[bold]{escape(self.prefix)}[/bold] {escape(text)}")
+        self._print(text)
 
     def say(self, text: str) -> None:
         """One line that is kept."""
@@ -36,7 +35,11 @@ class Reporter:
     def warn(self, text: str) -> None:
         """A line that asks for attention, and is kept as such."""
         self.messages.append(f"warning: {text}")
-        self.console.print(f"[bold]{escape(self.prefix)}[/bold] [yellow]warning:[/yellow] {escape(text)}")
+        self._print(("warning:", "yellow"), f" {text}")
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        if not self.quiet:
+            print_styled((self.prefix, "bold"), " ", *parts, stderr=True)
 
 
 class Progress:
@@ -54,8 +57,8 @@ class Progress:
         self._total, self._unit, self._done, self._first = total, unit, done, done
         self._every_seconds = every_seconds
         self._bar = None
-        if sys.stderr.isatty() and not reporter.console.quiet:
-            self._bar = _bar(reporter.console)
+        if sys.stderr.isatty() and not reporter.quiet:
+            self._bar = _bar()
 
     def __enter__(self) -> Self:
         self._started = self._said = time.monotonic()
@@ -83,7 +86,7 @@ class Progress:
             self._reporter.line(f"{self._done:,}/{self._total:,} {self._unit}, {middle}{left} left")
 
 
-def _bar(console: Console) -> "RichProgress":
+def _bar() -> "RichProgress":
     from rich import progress  # noqa: PLC0415 - many commands have no bars, and need not wait for them
 
     return progress.Progress(
@@ -92,7 +95,7 @@ def _bar(console: Console) -> "RichProgress":
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[note]}"),
         progress.TimeRemainingColumn(),
-        console=console,
+        console=console(stderr=True),
         transient=True,
     )
 

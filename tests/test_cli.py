@@ -153,6 +153,7 @@ def test_quick_commands_import_no_torch(arguments: list[str], tmp_path: Path) ->
     assert python("-c", code).stderr.strip() == ""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", QUICK[:3], ids=" ".join)
 def test_quick_commands_answer_within_half_a_second(arguments: list[str]) -> None:
     """Of processor time, the least of five, so that the test means the same on a busy machine."""

@@ -11,8 +11,9 @@ from loss_references import negatives_of, positives_of, unit
 from pipeline.settings import kinds_of, one_or_several, setting
 from stages.losses import Loss, Task
 from stages.losses.registry import LOSSES, build_loss
-from stages.settings import as_markdown, loss_rows, losses
+from stages.settings import losses
 from stages.settings.finetune import Finetune
+from stages.settings.loss_table import as_markdown, loss_rows
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/metric-learning.md").read_text(encoding="utf-8")
 LABELS = [0, 1, 0, 2, 1, 0, -1, 2]
