@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +28,7 @@ from pipeline.settings import (
 from pipeline.stage import Stage
 from pipeline.store import DIGEST, REFERENCE
 from pipeline.templates import PLACEHOLDER, expand
+from pipeline.yaml_text import read_yaml
 
 NAME = re.compile(r"^[A-Za-z0-9][\w-]*$")
 
@@ -104,7 +105,7 @@ def load_recipe(
         UsageError: with every fault found, one a line: step, dotted key, what is allowed, the nearest name.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader: see below
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such recipe") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -148,7 +149,7 @@ def _apply(steps: dict[str, Any], override: str) -> list[str]:
     if not matching:
         return [f"--set {override}: no such step: {pattern}{_pattern(pattern) or _nearest(pattern, steps)}"]
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         return [f"--set {override}: {' '.join(str(error).split())}"]
     for step in matching:
@@ -317,27 +318,3 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     names = [*names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more or "none"
-
-
-_SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-
-
-class _Loader(_SafeLoader):
-    """PyYAML's safe loader (by libyaml, where it is there: several times as fast), but `3e-4` is a number, as in YAML
-    1.2, and a key that stands twice is refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        doubled = {key for key in keys if keys.count(key) > 1}
-        if doubled:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key stands twice: {', '.join(map(str, doubled))}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
