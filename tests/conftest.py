@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import open_store, runner
 from pipeline.progress import Reporter
+from pipeline.recipe import load_recipe
 from pipeline.run import Ancestor, Input, Run
 from stages.settings import STAGES
 
@@ -72,6 +74,16 @@ def stage_runner(folder: Path) -> RunStage:
         return out
 
     return run
+
+
+def run_recipe(folder: Path, text: str) -> Callable[[str], Path]:
+    """Run a whole recipe in a store below `folder`; gives the files of each of its steps."""
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    store = open_store(folder / "store")
+    finished = runner.run(runner.Planner(store, load_recipe(path, STAGES), print), (), lambda _: None)
+    files = {one.planned.step.name: store.files(one.record.stage, one.record.digest) for one in finished}
+    return lambda step: files[step]
 
 
 def _digest(files: Path) -> str:

@@ -11,13 +11,11 @@ import timm
 import torch
 from conftest import RunStage, stage_runner
 from PIL import Image
+from resumed import assert_resumed_equals_whole
 from safetensors.torch import load_file
 
-from pipeline.errors import BadData, Interrupted, UsageError
-from pipeline.progress import Reporter
-from pipeline.run import Input, Run
+from pipeline.errors import BadData, UsageError
 from stages.evaluation import label_subset, labels_digest, read_features
-from stages.finetune import finetune
 from stages.images import open_shards
 from stages.images.loader import BatchLoader
 from stages.models import UnusableBackbone, build_encoder, load_card, load_encoder, load_head, load_weights
@@ -175,41 +173,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss["name"])
 def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(
-    run_stage: RunStage, shards: Path, tmp_path: Path, loss: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, loss: dict[str, Any]
 ) -> None:
-    settings = Finetune.model_validate_json(json.dumps(TINY | {"shards": "shards", "loss": loss, "max_steps": 9}))
-    inputs = {"shards": [Input("shards", "shard", "0" * 64, "0" * 64, shards)]}
-
-    def go(folder: Path, stop_at: int | None) -> Run:
-        (folder / "out").mkdir(parents=True, exist_ok=True)
-        run = Run(
-            recipe="test", step="finetune", seed=0, settings=settings, inputs=inputs, ancestors=[],
-            out=folder / "out", work=folder, trackers=folder, reporter=Reporter("finetune"),
-        )  # fmt: skip
-        visit = Views.__call__
-        calls = 0
-
-        def watched(self: Views, *arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == stop_at:
-                run.receive(15)
-            return visit(self, *arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Views, "__call__", watched)
-            finetune(run, settings)
-        return run
-
-    go(tmp_path / "whole", None)
-    for stop_at in (2, 3):  # after steps 2 and 5
-        with pytest.raises(Interrupted):
-            go(tmp_path / "parts", stop_at)
-    go(tmp_path / "parts", None)
-    names = {path.name for path in (tmp_path / "whole/out").iterdir()}
-    assert {"encoder.safetensors", "model.json", "metrics.jsonl"} <= names
-    for name in names:
-        assert (tmp_path / "whole/out" / name).read_bytes() == (tmp_path / "parts/out" / name).read_bytes(), name
+    wanted = {"encoder.safetensors", "model.json", "metrics.jsonl"}
+    settings = TINY | {"loss": loss, "max_steps": 9}
+    assert_resumed_equals_whole(tmp_path, settings, shards, (2, 3), wanted)  # after steps 2 and 5
 
 
 # The start

@@ -2,7 +2,6 @@
 refused."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,12 +10,11 @@ import pytest
 import torch
 from conftest import RunStage, stage_runner
 from PIL import Image
+from resumed import assert_resumed_equals_whole
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import Interrupted, UsageError
-from pipeline.progress import Reporter
-from pipeline.run import Input, Run
+from pipeline.errors import UsageError
 from stages import finetune as finetune_stage
 from stages.images import open_shards
 from stages.images.batch_plan import Unplannable
@@ -28,7 +26,6 @@ from stages.models import load_card, load_encoder, load_head
 from stages.models.heads import PairHead
 from stages.settings.finetune import Finetune
 from stages.settings.losses import LOSSES, LossSettings
-from stages.views import Views
 
 TINY: dict[str, Any] = {
     "architecture": {"backbone": "resnet10", "width": 4},
@@ -449,40 +446,10 @@ RESUMED = [
 
 @pytest.mark.parametrize("changes", RESUMED, ids=["memory", "combined", "pairs", "supcon"])
 def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(
-    shards: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    settings = Finetune.model_validate_json(json.dumps(TINY | {"shards": "shards", "max_steps": 6} | changes))
-    inputs = {"shards": [Input("shards", "shard", "0" * 64, "0" * 64, shards)]}
-
-    def go(folder: Path, stop_at: int | None) -> None:
-        (folder / "out").mkdir(parents=True, exist_ok=True)
-        run = Run(
-            recipe="test", step="finetune", seed=0, settings=settings, inputs=inputs, ancestors=[],
-            out=folder / "out", work=folder, trackers=folder, reporter=Reporter("finetune"),
-        )  # fmt: skip
-        visit: Callable[..., Any] = Views.__call__
-        calls = 0
-
-        def watched(self: Views, *arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == stop_at:
-                run.receive(15)
-            return visit(self, *arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Views, "__call__", watched)
-            finetune_stage.finetune(run, settings)
-
-    go(tmp_path / "whole", None)
-    for _ in range(2):  # after steps 2 and 4
-        with pytest.raises(Interrupted):
-            go(tmp_path / "parts", 2)
-    go(tmp_path / "parts", None)
-    names = {path.name for path in (tmp_path / "whole/out").iterdir()}
-    assert {"encoder.safetensors", "model.json", "metrics.jsonl"} <= names
-    for name in names:
-        assert (tmp_path / "whole/out" / name).read_bytes() == (tmp_path / "parts/out" / name).read_bytes(), name
+    wanted = {"encoder.safetensors", "model.json", "metrics.jsonl"}
+    assert_resumed_equals_whole(tmp_path, TINY | {"max_steps": 6} | changes, shards, (2, 2), wanted)  # after 2 and 4
 
 
 # What is refused

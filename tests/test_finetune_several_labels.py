@@ -10,6 +10,7 @@ import torch
 from conftest import RunStage, stage_runner
 from processes import run_in_processes
 from pydantic import ValidationError
+from resumed import assert_resumed_equals_whole
 from test_finetune_options import Seen, lines
 from test_finetune_processes import finetune
 from torch import Tensor, distributed
@@ -189,14 +190,12 @@ def test_with_one_label_each_a_relation_changes_nothing(run_stage: RunStage) -> 
         assert path.read_bytes() == (named / path.name).read_bytes()
 
 
-def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(shards: Path, tmp_path: Path) -> None:
     """A memory of several labels is part of the checkpoint."""
     loss = [{"name": "contrastive", "memory": 40, "memory_start": 0.0}, {"name": "focal"}]
     changes = {"loss": loss, "label_fraction": 1.0, "label_relation": {"kind": "jaccard"}}
-    resumed = test_finetune_options.test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run
-    resumed(shards, tmp_path, changes, monkeypatch)
+    settings, wanted = test_finetune_options.TINY | changes, {"encoder.safetensors", "model.json", "metrics.jsonl"}
+    assert_resumed_equals_whole(tmp_path, settings | {"max_steps": 6}, shards, (2, 2), wanted)
 
 
 # Several processes

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,19 @@ import torch
 import yaml
 from conftest import RunStage, stage_runner
 from PIL import Image
+from resumed import assert_resumed_equals_whole
 from scipy.stats import spearmanr
 
-from pipeline.errors import BadData, Interrupted
-from pipeline.progress import Reporter
+from pipeline.errors import BadData
 from pipeline.provenance import fingerprint
 from pipeline.recipe import load_recipe
-from pipeline.run import Input, Run
 from stages.evaluation import labels_digest, read_features
-from stages.finetune import finetune
 from stages.images import open_shards
 from stages.models import load_card
 from stages.settings import STAGES
 from stages.settings.finetune import Finetune
 from stages.sources.candidates import SourceError
 from stages.sources.pair_table import read_pairs
-from stages.views import Views
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/metric-learning.md").read_text(encoding="utf-8")
 ENCODER: dict[str, Any] = {"encoder": "random", "architecture": {"backbone": "resnet10", "width": 4}, "image_size": 8}
@@ -184,43 +181,11 @@ def test_images_need_no_label(run_stage: RunStage, tmp_path: Path, capsys: pytes
     )
 
 
-def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_it_ends_with_the_bytes_of_an_uninterrupted_run(shards: Path, tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.csv", draw(open_shards(shards, "train").keys, 20, seed=3))
-    given = TINY | {"shards": "shards", "loss": {"name": "pairs_concatenated"}, "pairs": str(path), "epochs": 3}
-    settings = Finetune.model_validate_json(json.dumps(given))
-    inputs = {"shards": [Input("shards", "shard", "0" * 64, "0" * 64, shards)]}
-
-    def go(folder: Path, stop_at: int | None) -> None:
-        (folder / "out").mkdir(parents=True, exist_ok=True)
-        run = Run(
-            recipe="test", step="finetune", seed=0, settings=settings, inputs=inputs, ancestors=[],
-            out=folder / "out", work=folder, trackers=folder, reporter=Reporter("finetune"),
-        )  # fmt: skip
-        visit: Callable[..., Any] = Views.__call__
-        calls = 0
-
-        def watched(self: Views, *arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == stop_at:
-                run.receive(15)
-            return visit(self, *arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Views, "__call__", watched)
-            finetune(run, settings)
-
-    go(tmp_path / "whole", None)
-    for _ in range(2):  # after steps 2 and 4 of 6
-        with pytest.raises(Interrupted):
-            go(tmp_path / "parts", 2)
-    go(tmp_path / "parts", None)
-    names = {path.name for path in (tmp_path / "whole/out").iterdir()}
-    assert {"encoder.safetensors", "head.safetensors", "model.json", "metrics.jsonl"} <= names
-    for name in names:
-        assert (tmp_path / "whole/out" / name).read_bytes() == (tmp_path / "parts/out" / name).read_bytes(), name
+    given = TINY | {"loss": {"name": "pairs_concatenated"}, "pairs": str(path), "epochs": 3}
+    wanted = {"encoder.safetensors", "head.safetensors", "model.json", "metrics.jsonl"}
+    assert_resumed_equals_whole(tmp_path, given, shards, (2, 2), wanted)  # after steps 2 and 4 of 6
 
 
 # The settings

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import RunStage, stage_runner
+from conftest import RunStage, run_recipe, stage_runner
 from test_report import Page
 
 from pipeline import runner
@@ -256,13 +256,7 @@ WORDS = "Trained on test images with pseudo-labels"
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The files of each step of the recipe."""
-    root = tmp_path_factory.mktemp("few")
-    (root / "recipe.yaml").write_text(RECIPE)
-    store = open_store(root / "store")
-    planner = runner.Planner(store, load_recipe(root / "recipe.yaml", STAGES), print)
-    finished = runner.run(planner, (), lambda _: None)
-    files = {one.planned.step.name: store.files(one.record.stage, one.record.digest) for one in finished}
-    return lambda step: files[step]
+    return run_recipe(tmp_path_factory.mktemp("few"), RECIPE)
 
 
 def read(files: Path) -> tuple[dict[str, Any], Page]:

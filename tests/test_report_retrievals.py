@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import RunStage, stage_runner
+from conftest import RunStage, run_recipe, stage_runner
 from report_artifacts import IMAGES, TEST, Store, add_fine_tuning, add_retrieval, digit_store, write_features
 from sklearn.datasets import load_digits
 from sklearn.metrics import confusion_matrix
 from test_report import HOSTILE, PROBES, Page, copy, make, metrics
 from test_retrieve import write as write_by_hand
 
-from pipeline import runner
-from pipeline.recipe import load_recipe
-from pipeline.store import open_store
 from stages.evaluation.features import FeatureFile
 from stages.reports.artifacts import Artifact, Lineage
 from stages.reports.formats import NOTHING
@@ -27,7 +24,6 @@ from stages.reports.names import Compared, Named, name_with_retrievals
 from stages.reports.retrievals import BOOTSTRAP_SAMPLES, Retrieval, paired_difference, read_retrieval, retrieval_table
 from stages.reports.verdict import retrieval_verdict
 from stages.reports.worst_queries import nearest_classes, pick_worst
-from stages.settings import STAGES
 
 RETRIEVALS = ["retrieve_pixels", "retrieve_random", "retrieve"]
 DIGITS = np.asarray(load_digits(return_X_y=True)[1])[:IMAGES]
@@ -481,13 +477,7 @@ steps:
 @pytest.fixture(scope="module")
 def disjoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The files of each step of the recipe."""
-    root = tmp_path_factory.mktemp("disjoint")
-    (root / "recipe.yaml").write_text(RECIPE)
-    store = open_store(root / "store")
-    planner = runner.Planner(store, load_recipe(root / "recipe.yaml", STAGES), print)
-    finished = runner.run(planner, (), lambda _: None)
-    files = {one.planned.step.name: store.files(one.record.stage, one.record.digest) for one in finished}
-    return lambda step: files[step]
+    return run_recipe(tmp_path_factory.mktemp("disjoint"), RECIPE)
 
 
 def test_classes_that_share_no_split_through_all_stages(disjoint: Callable[[str], Path]) -> None:
