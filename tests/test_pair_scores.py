@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from overlaps import OVERLAPS, overlapping
 from scipy.special import expit, logit
 from torch import Tensor, nn
 
@@ -84,24 +85,13 @@ def bins_of(probabilities: np.ndarray, bins: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at_once", [2**22, 40])
-@pytest.mark.parametrize("overlap", ["none", "one set", "queries in the gallery", "some of both"])
+@pytest.mark.parametrize("overlap", OVERLAPS)
 def test_each_pair_is_scored_once_in_both_orders(
     kind: Literal["concatenated", "difference"], at_once: int, overlap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair_scores, "BINS", 64)
     monkeypatch.setattr(pair_scores, "NUMBERS_AT_ONCE", at_once)
-    random = torch.Generator().manual_seed(2)
-    gallery, labels = torch.randn(26, 4, generator=random), torch.randint(-1, 4, (26,), generator=random)
-    other, others = torch.randn(17, 4, generator=random), torch.randint(-1, 4, (17,), generator=random)
-    same = {
-        "none": torch.full((17,), -1),
-        "one set": torch.arange(26),
-        "queries in the gallery": torch.randperm(26, generator=random)[:9],
-        "some of both": torch.cat([torch.tensor([3, 0, 25]), torch.full((14,), -1)]),
-    }[overlap]
-    inside = same >= 0
-    queries, wanted = gallery[same].clone(), labels[same].clone()
-    queries[~inside], wanted[~inside] = other[: int((~inside).sum())], others[: int((~inside).sum())]
+    queries, gallery, wanted, labels, same = overlapping(overlap)
     head = make_head(kind).double()
     found = score_pairs(
         head.parts(queries.double()), head.parts(gallery.double()), head.score_parts, wanted, labels, same, seed=0

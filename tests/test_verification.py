@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from overlaps import OVERLAPS, overlapping
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
@@ -41,21 +42,10 @@ def rounded(similarities: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("overlap", ["none", "one set", "queries in the gallery", "some of both"])
+@pytest.mark.parametrize("overlap", OVERLAPS)
 def test_each_pair_counts_once(overlap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "BINS", 64)
-    random = torch.Generator().manual_seed(2)
-    gallery, labels = torch.randn(26, 4, generator=random), torch.randint(-1, 4, (26,), generator=random)
-    other, others = torch.randn(17, 4, generator=random), torch.randint(-1, 4, (17,), generator=random)
-    same = {
-        "none": torch.full((17,), -1),
-        "one set": torch.arange(26),
-        "queries in the gallery": torch.randperm(26, generator=random)[:9],
-        "some of both": torch.cat([torch.tensor([3, 0, 25]), torch.full((14,), -1)]),
-    }[overlap]
-    inside = same >= 0
-    queries, wanted = gallery[same].clone(), labels[same].clone()
-    queries[~inside], wanted[~inside] = other[: int((~inside).sum())], others[: int((~inside).sum())]
+    queries, gallery, wanted, labels, same = overlapping(overlap)
     genuine, impostors = count_pairs(queries, gallery, wanted, labels, same)
     is_genuine, similarities = by_loops(queries, gallery, wanted.tolist(), labels.tolist(), same.tolist())
     bins = rounded(similarities, 64)
