@@ -28,7 +28,7 @@ from pipeline.settings import (
 from pipeline.stage import Stage
 from pipeline.store import DIGEST, REFERENCE
 from pipeline.templates import PLACEHOLDER, expand
-from pipeline.yaml_text import read_yaml
+from pipeline.yaml_text import in_one_line, read_yaml
 
 NAME = re.compile(r"^[A-Za-z0-9][\w-]*$")
 
@@ -109,7 +109,7 @@ def load_recipe(
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such recipe") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: not a YAML file: {in_one_line(error)}") from error
     if not isinstance(data, dict) or not isinstance(data.get("steps"), dict) or not data["steps"]:
         raise UsageError(f"{path}: a recipe has name, seed and steps, and at least one step")
     problems = [
@@ -151,7 +151,7 @@ def _apply(steps: dict[str, Any], override: str) -> list[str]:
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        return [f"--set {override}: {' '.join(str(error).split())}"]
+        return [f"--set {override}: {in_one_line(error)}"]
     for step in matching:
         # Groups that come from one YAML anchor are one object: copy on the way down, so that only this step changes.
         steps[step] = group = dict(steps[step])

@@ -15,6 +15,9 @@ DEEPEST = 50
 MOST_VALUES = 100_000
 """With aliases counted as often as they stand there."""
 
+PLACE = re.compile(r'in "<unicode string>", (line \d+, column \d+)(?:: .*? \^)?')
+"""As the parsers write it; that of Python draws the line below it."""
+
 _SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 """The first is several times as fast, and in all wheels of PyYAML."""
 
@@ -27,6 +30,11 @@ def read_yaml(text: str) -> Any:
     """
     _check_extent(text)
     return yaml.load(text, Loader=_Loader)  # a safe loader: see below
+
+
+def in_one_line(error: Exception) -> str:
+    """What is wrong with a text, and where, without the name that the parser calls it by and without a drawing."""
+    return PLACE.sub(r"in \1", " ".join(str(error).split()))
 
 
 def _check_extent(text: str) -> None:

@@ -75,6 +75,12 @@ def test_what_is_refused_at_once(read_yaml: Read, text: str, message: str) -> No
     assert time.process_time() - started < 20  # whatever they stand for, it is seen before it is built
 
 
+def test_the_place_is_said_in_words(read_yaml: Read) -> None:
+    with pytest.raises(yaml.YAMLError) as caught:
+        read_yaml("a: 1\nb:\n  c: 1\n  c: 2\n")
+    assert yaml_text.in_one_line(caught.value) == "key stands twice: c in line 3, column 3"
+
+
 def test_many_keys_are_not_compared_each_with_each() -> None:
     started = time.process_time()
     assert len(yaml_text.read_yaml("\n".join(f"key{number}: 1" for number in range(MOST_VALUES // 2 - 1)))) > 49_000
