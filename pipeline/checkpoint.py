@@ -5,6 +5,7 @@ A state is a tree of dicts, lists, numbers, texts and tensors, as `state_dict()`
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import NotFinite, NoUsableCheckpoint
+from pipeline.failpoints import reach
 from pipeline.manifest import FILES, canonical_json, check, commit_folder, seal
+from pipeline.processes import may_be_alive, this_process
 
 KEPT = 2
+FORMAT = 2
+PRIVATE = ".private-"
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Checkpoint:
     state: Any
     damaged: list[str]
     """Newer ones that could not be used and were set aside, with the reason."""
+    steps_lost: int = 0
+    """Between the newest of those and this one."""
 
 
 def save(folder: Path, step: int, state: Any) -> Path:
@@ -45,18 +52,37 @@ def save(folder: Path, step: int, state: Any) -> Path:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NotFinite(f"step {step}: {name} holds NaN or infinity; no checkpoint is written")
     place = _place(folder, step)
-    private = folder / f".step-{step:09d}.tmp"
-    shutil.rmtree(private, ignore_errors=True)
-    (private / FILES).mkdir(parents=True)
-    save_file(tensors, private / FILES / "state.safetensors")
-    (private / FILES / "state.json").write_bytes(canonical_json({"format": 1, "step": step, "state": tree}))
-    seal(private)
-    if not commit_folder(private, place):
-        shutil.rmtree(private)
+    for left in folder.glob(f"{PRIVATE}*"):  # of processes that were killed while they wrote
+        if not may_be_alive(left.name.removeprefix(PRIVATE)):
+            shutil.rmtree(left, ignore_errors=True)
+    private = folder / f"{PRIVATE}{this_process()}-{step}"
+    try:
+        (private / FILES).mkdir(parents=True, exist_ok=True)
+        reach("checkpoint.folder")
+        save_file(tensors, private / FILES / "state.safetensors")
+        reach("checkpoint.tensors")
+        (private / FILES / "state.json").write_bytes(canonical_json({"format": FORMAT, "step": step, "state": tree}))
+        reach("checkpoint.written")
+        seal(private)
+        commit_folder(private, place)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    reach("checkpoint.committed")
     if not check(place):
         for old in _all(folder)[:-KEPT]:
-            shutil.rmtree(old)
+            reach("checkpoint.prune")
+            # By way of a private name, so that nobody sees a part of it.
+            with suppress(FileNotFoundError):  # another process pruned it
+                shutil.rmtree(old.rename(folder / f"{PRIVATE}{this_process()}-{old.name}"), ignore_errors=True)
+            reach("checkpoint.pruned")
     return place
+
+
+def size_bytes(state: Any) -> int:
+    """About as much as a checkpoint of a state takes on the disk."""
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, "", tensors)
+    return sum(one.numel() * one.element_size() for one in tensors.values()) + len(canonical_json(tree))
 
 
 def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
@@ -67,15 +93,24 @@ def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
     Raises:
         NoUsableCheckpoint: there are checkpoints, and none can be read.
     """
-    damaged = []
+    damaged, newest = [], 0
     for place in reversed(_all(folder)):
-        problems = check(place)
-        if not problems:
-            return Checkpoint(*_read(place), damaged)
-        damaged.append(f"{place.name}: {problems[0].path} {problems[0].problem}")
+        try:
+            problems = check(place)
+            if not problems:
+                step, state = _read(place)
+                return Checkpoint(step, state, damaged, max(newest - step, 0))
+            problem = f"{problems[0].path} {problems[0].problem}"
+        except FileNotFoundError as error:
+            problem = f"{error.filename} is missing"
+        if not place.exists():  # another process, at the same step where leases do not hold, pruned it
+            continue
+        damaged.append(f"{place.name}: {problem}")
+        newest = max(newest, int(place.name.removeprefix("step-")))
         quarantine.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(quarantine / place.name, ignore_errors=True)
-        place.rename(quarantine / place.name)
+        with suppress(FileNotFoundError):
+            place.rename(quarantine / place.name)
     if damaged or (quarantine.is_dir() and any(quarantine.iterdir())):
         raise NoUsableCheckpoint(
             f"no usable checkpoint in {folder} ({'; '.join(damaged) or 'all were set aside before'}); "
@@ -92,6 +127,10 @@ def load(folder: Path, step: int) -> Checkpoint:
 def _read(place: Path) -> tuple[int, Any]:
     """The step and the state in a checkpoint's folder."""
     data = json.loads((place / FILES / "state.json").read_bytes())
+    if data["format"] != FORMAT:
+        raise NoUsableCheckpoint(
+            f"{place} has format {data['format']}, and this version reads {FORMAT}: --fresh starts again from step 0"
+        )
     return data["step"], _unpack(data["state"], load_file(place / FILES / "state.safetensors"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import DamagedArtifact
 from pipeline.recipe import Recipe
+from pipeline.resources import size_in_words
 from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
 from pipeline.store import Record, Store, Version
@@ -51,12 +52,12 @@ def dry_run(planned: Sequence[Planned], estimates: Mapping[str, Estimate]) -> No
     for one in planned:
         need = estimates[one.step.name]
         idle = one.record is not None
-        sizes = ["", ""] if idle else [_size(need.disk_bytes), _size(need.memory_bytes)]
+        sizes = ["", ""] if idle else [size_in_words(need.disk_bytes), size_in_words(need.memory_bytes)]
         rows.append([one.step.name, one.state, one.why, *sizes])
     print_table(["step", "state", "why", "disk, about", "memory, about"], rows)
     disk = sum(one.disk_bytes for one in estimates.values())
     memory = max((one.memory_bytes for one in estimates.values()), default=0)
-    print(f"needs about {_size(disk)} of disk and {_size(memory)} of memory; nothing was run")
+    print(f"needs about {size_in_words(disk)} of disk and {size_in_words(memory)} of memory; nothing was run")
 
 
 def status(store: Store, recipe: Recipe, planned: Sequence[Planned], ages: Mapping[str, float], *, why: bool) -> None:
@@ -76,7 +77,7 @@ def versions(store: Store, rows: Sequence[Version]) -> None:
     lines = []
     for version in rows:
         try:
-            size = _size(store.record(version.stage, version.key, version.digest).size_bytes)
+            size = size_in_words(store.record(version.stage, version.key, version.digest).size_bytes)
         except DamagedArtifact:
             size = "record damaged"
         labels, age = ", ".join(store.labels(version)), f"{_age(version.created_at)} ago"
@@ -102,7 +103,7 @@ def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str
         "peak memory": _peak(facts["attempts"]),
         "code": f"commit {code.get('commit')}, changed: {code.get('dirty')}, source {source}",
         "environment": json.dumps(environment),
-        "files": f"{facts['files']} ({_size(facts['size_bytes'])})",
+        "files": f"{facts['files']} ({size_in_words(facts['size_bytes'])})",
     }
     rates = [one["images_per_second"] for one in timing if "images_per_second" in one]
     if rates:
@@ -113,7 +114,7 @@ def artifact(facts: Mapping[str, Any], files: Path, timing: Sequence[Mapping[str
         print_styled(f"  {message}")
     for path in sorted(files.rglob("*")):
         if path.is_file():
-            print_styled(f"    {path.relative_to(files).as_posix()}  {_size(path.stat().st_size)}")
+            print_styled(f"    {path.relative_to(files).as_posix()}  {size_in_words(path.stat().st_size)}")
 
 
 def _attempt(attempt: Mapping[str, Any]) -> str:
@@ -125,7 +126,7 @@ def _peak(attempts: Sequence[Mapping[str, Any]]) -> str:
     """The most of any attempt, where it was measured."""
     found = [one["peak_memory_bytes"] for one in attempts if one.get("peak_memory_bytes")]
     most = {place: max((one[place] for one in found if one.get(place)), default=None) for place in ("host", "device")}
-    return ", ".join(f"{_size(size)} on the {place}" for place, size in most.items() if size) or "not measured"
+    return ", ".join(f"{size_in_words(size)} on the {place}" for place, size in most.items() if size) or "not measured"
 
 
 def lineage(store: Store, records: Sequence[Record]) -> None:
@@ -194,14 +195,6 @@ def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     print(f"{sum(not found for found in problems.values())} of {len(problems)} artifacts are whole")
     if any(problems.values()):
         print("`simclr run RECIPE STEP --force` makes a damaged one again")
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
 
 
 def _age(moment: float) -> str:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.failpoints import reach
+from pipeline.processes import this_process
+
 MANIFEST = "manifest.json"
 FILES = "files"
 
@@ -51,7 +54,9 @@ def scan(folder: Path) -> dict[str, dict[str, Any]]:
 
 def seal(folder: Path) -> str:
     """Write `folder`/manifest.json over `folder`/files; returns its sha256, the digest of the folder."""
+    reach("seal.hash")
     manifest = canonical_json({"files": scan(folder / FILES)})
+    reach("seal.manifest")
     (folder / MANIFEST).write_bytes(manifest)
     return sha256_bytes(manifest)
 
@@ -109,9 +114,11 @@ def commit_folder(folder: Path, destination: Path) -> bool:
     Returns:
         False if the destination was there already (it is left as it was, and so is `folder`).
     """
+    reach("commit.sync")
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)
+    reach("commit.rename")
     destination.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(folder, destination)  # refuses a folder that is not empty, and a committed one never is
@@ -119,7 +126,9 @@ def commit_folder(folder: Path, destination: Path) -> bool:
         if destination.is_dir():
             return False
         raise
+    reach("commit.renamed")
     sync(destination.parent)
+    reach("commit.done")
     return True
 
 
@@ -127,6 +136,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old or the new content, never a part."""
     private = _private_copy(path, data)
     os.replace(private, path)
+    reach("file.placed")
     sync(path.parent)
 
 
@@ -135,6 +145,7 @@ def create_file(path: Path, data: bytes) -> bool:
     private = _private_copy(path, data)
     try:
         os.link(private, path)
+        reach("file.placed")
     except FileExistsError:
         return False
     finally:
@@ -145,9 +156,15 @@ def create_file(path: Path, data: bytes) -> bool:
 
 def _private_copy(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    private = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with private.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    private = path.with_name(f".{path.name}.{this_process()}.tmp")
+    reach("file.write")
+    try:
+        with private.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # the disk is full
+        private.unlink(missing_ok=True)
+        raise
+    reach("file.written")
     return private

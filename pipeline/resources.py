@@ -5,7 +5,10 @@ By names and words: the libraries raise a dozen types, and this is read by comma
 
 import errno
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline.errors import NoSpace
 
@@ -24,6 +27,37 @@ def is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in FULL_DISK
     return FULL_DISK_WORDS.search(str(error)) is not None
+
+
+@contextmanager
+def suppress_full_disk() -> Iterator[None]:
+    """For what is not needed: a line that tells how things go."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the file system that a folder lies in, or will lie in once it is made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def free_in_words(folder: Path, needed: int) -> str:
+    """`1.5 GiB are free, 2.0 GiB are needed (folder)`."""
+    return f"{size_in_words(free_bytes(folder))} are free, {size_in_words(needed)} are needed ({folder})"
+
+
+def size_in_words(size_bytes: float) -> str:
+    """`1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pipeline import provenance
 from pipeline.comparison import differences
-from pipeline.errors import UsageError
+from pipeline.errors import NoSpace, UsageError
 from pipeline.launcher import Place
 from pipeline.recipe import Recipe, Step, listed
+from pipeline.resources import free_bytes, free_in_words
 from pipeline.settings import Call, Estimate, artifact_stages, hashed_subset
 from pipeline.store import Record, Store, Version
 
@@ -175,6 +176,8 @@ def run(
         if planned.record is None and not is_checked:
             _worker().check_settings(needed[number:])  # a wrong name is told before the first hour, not after it
             is_checked = True
+        if planned.record is None:
+            _require_space(planner, [*known.values(), planned])
         record = planned.record or _execute(planner, planned, ranks)
         known[step.name] = Planned(step, "up to date", planned.why, planned.key, record)
         version = store.name(recipe.name, step.name, record)
@@ -247,6 +250,21 @@ def _execute(planner: Planner, planned: Planned, ranks: Any) -> Record:
         profile=planner.profile,
     )
     return worker.run_step(planner.store, job, ranks)
+
+
+def _require_space(planner: Planner, planned: Sequence[Planned]) -> None:
+    """Refuse to begin the last of these steps on a disk that is far too full for it, and warn of one that may be.
+
+    What a step makes is known roughly only, so half of it is what has to be there.
+    """
+    step, folder = planned[-1].step.name, planner.store.path
+    need = estimate(planner.store, planned)[step].disk_bytes
+    free = free_bytes(folder)
+    if free < need:
+        words = free_in_words(folder, need)
+        if free < need // 2:
+            raise NoSpace(f"{step}: about {words}: free some space and give the same command again; nothing was begun")
+        planner.tell(f"{step}: about {words}, which may not suffice")
 
 
 def _require_whole(store: Store, step: Step, input_records: dict[str, list[tuple[str, Record]]]) -> None:

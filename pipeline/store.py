@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import encoders
 from pipeline.errors import DamagedArtifact, UsageError
+from pipeline.failpoints import reach
 from pipeline.manifest import (
     FILES,
     MANIFEST,
@@ -269,12 +270,14 @@ class Store:
             Digest and size in bytes. Equal bytes that were there already are kept, and `folder` stays.
         """
         digest = seal(folder)
+        reach("publish.sealed")
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         place = self.build(stage, digest)
         if not commit_folder(folder, place) and self.verify(stage, digest):
             # What lay there was damaged since: the bytes that were made anew take its place.
             self.discard(place)
             commit_folder(folder, place)
+        reach("publish.placed")
         replace_file(self._whole(stage, digest), canonical_json(stamps(place)))  # read a moment ago, to be hashed
         return digest, sum(entry["size"] for entry in files.values())
 
@@ -287,17 +290,24 @@ class Store:
     def write_record(self, record: Record, *, repoint: bool = False) -> Record:
         """Keep what made an artifact, and make it current if nothing was (or if `repoint`).
 
+        Where another process has made something current meanwhile, nothing is written.
+
         Returns:
             The record of what is current for the key afterwards.
         """
+        made_meanwhile = self.current(record.stage, record.key)
+        if made_meanwhile is not None and not repoint:
+            return made_meanwhile
         data = asdict(record)
         data["sha256"] = sha256_bytes(canonical_json(data))
         replace_file(self._run(record.stage, record.key, record.digest), canonical_json(data))
+        reach("record.written")
         pointer = self.path / "runs" / record.stage / record.key / "current.json"
         content = canonical_json({"digest": record.digest})
-        gone = self.current(record.stage, record.key) is None
-        if repoint or (gone and not create_file(pointer, content)):
+        # Of several processes that come here at once the first wins; a pointer to what is gone counts for nothing.
+        if repoint or (not create_file(pointer, content) and self.current(record.stage, record.key) is None):
             replace_file(pointer, content)
+        reach("record.current")
         return self.current(record.stage, record.key) or record
 
     def name(self, recipe: str, step: str, record: Record) -> Version:
@@ -311,8 +321,10 @@ class Store:
             content = canonical_json(asdict(version))
             if same or create_file(self._name(recipe, step) / f"v{number}.json", content):
                 break
+        reach("version.created")
         if self.latest(recipe, step) != version:
             replace_file(self._name(recipe, step) / "latest", content)
+        reach("version.latest")
         return version
 
     def tag(self, version: Version, alias: str) -> None:

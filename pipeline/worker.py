@@ -1,39 +1,36 @@
 """Runs one step: takes the lease, gives the stage its Run, publishes what it wrote. The only importer of stage code."""
 
 import importlib
-import json
 import os
-import shutil
 import signal
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from filelock import SoftFileLease, Timeout
 
 from pipeline import provenance
 from pipeline.environment import code, environment
-from pipeline.errors import Held, Interrupted, UsageError
+from pipeline.errors import Interrupted, UsageError
+from pipeline.failpoints import reach
 from pipeline.host import forget_peak_memory, give_freed_memory_back, peak_memory
 from pipeline.manifest import FILES, replace_file
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks, joined
 from pipeline.recipe import Recipe, Step
 from pipeline.resources import exhausted
-from pipeline.run import Ancestor, Input, Run, append_line
+from pipeline.run import Ancestor, Input, Run
 from pipeline.settings import changed_subset, hashed_subset, plain
 from pipeline.store import Record, Store
+from pipeline.workplace import Workplace
 
 __all__ = ["Job", "check_settings", "follow", "joined", "run_step"]
-
-LEASE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -87,63 +84,71 @@ def run_step(store: Store, job: Job, ranks: Ranks | None = None) -> Record:
         The record of what is current for its key afterwards.
 
     Raises:
-        Held: another process is at the same step.
+        Held: another process is at the same step, or has taken it over.
         Interrupted: SIGINT or SIGTERM; the same command resumes.
     """
-    work = store.work(job.step.stage.name, job.key)
-    work.mkdir(parents=True, exist_ok=True)
-    with _lease(work):
+    work = Workplace(store.work(job.step.stage.name, job.key))
+    with work.held():
         made_meanwhile = store.current(job.step.stage.name, job.key)
         if made_meanwhile is not None and not job.force:
             return made_meanwhile
-        if job.fresh:
-            for name in ("checkpoints", "quarantine"):
-                shutil.rmtree(work / name, ignore_errors=True)
-        for left in work.glob("out.tmp-*"):
-            shutil.rmtree(left)
-        out = work / f"out.tmp-{os.getpid()}"
-        (out / FILES).mkdir(parents=True)
+        work.begin(fresh=job.fresh)
         reporter = Reporter(job.step.name)
         peers = ranks if ranks is not None and job.step.settings.uses_ranks else Ranks()
-        run = _run(store, job, out / FILES, work, reporter, peers)
+        run = _run(store, job, work.out / FILES, work, reporter, peers)
         try:
             if run.ranks > 1:
                 peers.tell(_order(job))
             with _together(run):
                 _attempt(work, run, job)
-            digest, size_bytes = store.publish(out, job.step.stage.name)
+            reach("attempt.made")
+            work.require_held()
+            return _publish(store, job, work, run)
+        except OSError:
+            work.require_held()  # who takes over clears away what this one was writing to
+            raise
         finally:
-            shutil.rmtree(out, ignore_errors=True)  # nothing is left there where it was published
-        attempts = _attempts(work)
-        record = Record(
-            stage=job.step.stage.name,
-            stage_version=job.step.stage.version,
-            key=job.key,
-            digest=digest,
-            recipe=job.recipe,
-            step=job.step.name,
-            seed=job.seed,
-            settings=plain(job.step.settings),
-            hashed_settings=hashed_subset(job.step.settings),
-            changed_settings=changed_subset(job.step.settings),
-            inputs=job.inputs,
-            input_runs=[[one.stage, one.key, one.digest] for group in job.input_records.values() for _, one in group],
-            size_bytes=size_bytes,
-            code=attempts[-1]["code"],
-            environment=environment()
-            | {"device": str(run.device) if "device" in vars(run) else None, "threads": attempts[-1]["threads"]},
-            attempts=attempts,
-            counts=run.counts,
-            messages=reporter.messages,
-            seconds=round(sum(attempt["seconds"] for attempt in attempts), 3),
-            finished_at=time.time(),
+            work.leave()
+
+
+def _publish(store: Store, job: Job, work: Workplace, run: Run) -> Record:
+    """The files of a finished attempt become an artifact, with the record of what made it; what is current then."""
+    stage, reporter = job.step.stage, run.reporter
+    digest, size_bytes = store.publish(work.out, stage.name)
+    attempts = work.attempts()
+    record = Record(
+        stage=stage.name,
+        stage_version=stage.version,
+        key=job.key,
+        digest=digest,
+        recipe=job.recipe,
+        step=job.step.name,
+        seed=job.seed,
+        settings=plain(job.step.settings),
+        hashed_settings=hashed_subset(job.step.settings),
+        changed_settings=changed_subset(job.step.settings),
+        inputs=job.inputs,
+        input_runs=[[one.stage, one.key, one.digest] for group in job.input_records.values() for _, one in group],
+        size_bytes=size_bytes,
+        code=attempts[-1]["code"],
+        environment=environment()
+        | {"device": str(run.device) if "device" in vars(run) else None, "threads": attempts[-1]["threads"]},
+        attempts=attempts,
+        counts=run.counts,
+        messages=reporter.messages,
+        seconds=round(sum(attempt["seconds"] for attempt in attempts), 3),
+        finished_at=time.time(),
+    )
+    current = store.write_record(record, repoint=job.force)
+    if current.digest != digest:
+        reporter.warn(
+            f"another process made this step meanwhile, with other bytes ({current.digest[:8]}, here {digest[:8]}): "
+            "its artifact stays current; --force makes the next one so"
         )
-        current = store.write_record(record, repoint=job.force)
-        timing = work / "timing.jsonl"
-        if timing.is_file():
-            replace_file(store.timing(record.stage, record.key, record.digest), timing.read_bytes())
-        _clear(work)
-        return current
+    if work.timing.is_file():
+        replace_file(store.timing(record.stage, record.key, record.digest), work.timing.read_bytes())
+    work.clear()
+    return current
 
 
 def follow(store: Store, recipe: Recipe, ranks: Ranks) -> None:
@@ -155,7 +160,8 @@ def follow(store: Store, recipe: Recipe, ranks: Ranks) -> None:
                 out = Path(folder) / FILES
                 out.mkdir()
                 checkpoints = store.work(job.step.stage.name, job.key) / "checkpoints"
-                run = _run(store, job, out, Path(folder), Reporter(job.step.name, quiet=True), ranks, checkpoints)
+                work = Workplace(Path(folder), checkpoints)
+                run = _run(store, job, out, work, Reporter(job.step.name, quiet=True), ranks)
                 with _together(run), _signals(run.receive):
                     _call(run, job)
 
@@ -212,23 +218,13 @@ def _end_now(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def _clear(work: Path) -> None:
-    """Empty a finished step's work folder, but for the lease, which is still held."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not path.name.startswith("lease"):
-            path.unlink()
-
-
 def _run(
     store: Store,
     job: Job,
     out: Path,
-    work: Path,
+    work: Workplace,
     reporter: Reporter,
     peers: Ranks,
-    checkpoints: Path | None = None,
 ) -> Run:
     inputs = {
         field: [
@@ -252,22 +248,20 @@ def _run(
     return Run(
         recipe=job.recipe, step=job.step.name, seed=job.seed or 0, settings=job.step.settings, inputs=inputs,
         ancestors=ancestors, out=out, work=work, trackers=store.trackers(job.recipe, job.step.name, job.key),
-        reporter=reporter, peers=peers, checkpoints=checkpoints, profile=job.profile,
+        reporter=reporter, peers=peers, profile=job.profile,
     )  # fmt: skip
 
 
-def _attempt(work: Path, run: Run, job: Job) -> None:
+def _attempt(work: Workplace, run: Run, job: Job) -> None:
     """Call the stage's function, with signals caught, and log how the attempt began and ended."""
-    log = work / "attempts.jsonl"
-    start = {
-        "at": time.time(),
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "ranks": run.ranks,
-        "threads": torch.get_num_threads(),
-        "code": code(),  # of now: it may be another by the end
-    }
-    append_line(log, {"event": "start"} | start)
+    work.log(
+        "start",
+        host=socket.gethostname(),
+        process=os.getpid(),
+        ranks=run.ranks,
+        threads=torch.get_num_threads(),
+        code=code(),  # of now: it may be another by the end
+    )
     ended = "failed"
     try:
         with _signals(run.receive):
@@ -277,8 +271,7 @@ def _attempt(work: Path, run: Run, job: Job) -> None:
         ended = "interrupted"
         raise
     finally:
-        end = {"event": "end", "at": time.time(), "ended": ended, "peak_memory_bytes": _peak_memory(run)}
-        append_line(log, end)
+        work.log("end", ended=ended, peak_memory_bytes=_peak_memory(run))
 
 
 def _call(run: Run, job: Job) -> None:
@@ -311,44 +304,3 @@ def _settings_to_lower(step: Step) -> list[str]:
         is_of_input = first in step.references()
         keys.append(f"{step.references()[first][0]}.{rest}" if is_of_input else f"{step.name}.{key}")
     return keys
-
-
-def _attempts(work: Path) -> list[dict[str, Any]]:
-    """One entry an attempt from the log; one that was killed lasted at least until it was last heard of."""
-    attempts: list[dict[str, Any]] = []
-    for line in (work / "attempts.jsonl").read_text().splitlines():
-        event = json.loads(line)
-        kind = event.pop("event")
-        if kind == "start":
-            attempts.append(event | {"first_step": None, "last_checkpoint": None, "ended": "killed", "seconds": 0.0})
-            continue
-        attempt = attempts[-1]
-        attempt["seconds"] = event["at"] - attempt["at"]
-        if kind == "training":
-            attempt["first_step"] = event["first_step"]
-        elif kind == "checkpoint":
-            attempt["last_checkpoint"] = event["step"]
-        else:
-            attempt |= {"ended": event["ended"], "peak_memory_bytes": event.get("peak_memory_bytes")}
-    return attempts
-
-
-@contextmanager
-def _lease(work: Path) -> Iterator[None]:
-    """Hold the step's lease. It only saves wasted work: what is published is right without it."""
-    path = work / "lease"
-    holder = path.read_text(errors="replace") if path.is_file() else ""
-    # A dead holder on this machine is recognised at once; one elsewhere, only by its silence.
-    elsewhere = bool(holder) and f"host={socket.gethostname()}\n" not in holder
-    lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, timeout=LEASE_SECONDS + 5 if elsewhere else 0)
-    try:
-        lease.acquire()
-    except Timeout as error:
-        who = ", ".join(line for line in holder.splitlines() if line.startswith(("pid=", "host=")))
-        raise Held(f"another process is at this step ({who or 'it has just begun'}); lease {path}") from error
-    try:
-        yield
-    finally:
-        lease.release()
-        with suppress(OSError):  # it is not empty: the step goes on another time
-            work.rmdir()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
+from pipeline.training import Training
 from stages.evaluation import label_subset, labels_digest
 from stages.images import Shards, open_shards, read_summary
 from stages.images.batch_plan import Batches, Labelled, Plan, begin_with, label_samples, plan_batches, plan_given_pairs
@@ -134,8 +135,8 @@ def finetune(run: Run, settings: Finetune) -> None:
     embed, measure = run.distribute(encoder), run.distribute(objective)
     with (
         closing(batches),
-        run.training(
-            state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=plan.batch_size
+        Training(
+            run, state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=plan.batch_size
         ) as training,
     ):
         for step, batch in training.steps(batches.load):
@@ -153,10 +154,13 @@ def finetune(run: Run, settings: Finetune) -> None:
                 loss, figures = measure(embeddings, to_device(labels, run.device), step / steps)
             optimisation.optimiser.zero_grad()
             with training.part("backward"):
-                loss.backward()
+                training.backward(loss)
             with training.part("optimiser"):
-                moved = optimisation.step(step)
-            training.record(loss=loss, **moved, **figures)
+                norm = optimisation.clip_gradient()
+                if not training.accepts(loss, norm, sample_ids=batch.sample_ids, images=images):
+                    continue
+                rate = optimisation.step(step)
+            training.record(loss=loss, learning_rate=rate, gradient_norm=norm, **figures)
             if training.line_is_due:
                 with training.part("measurements"):
                     training.record(spread=watch.look(embeddings.detach(), loss.detach(), figures))

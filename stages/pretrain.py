@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
+from pipeline.training import Training
 from stages.evaluation.representation import alignment, rankme, uniformity
 from stages.images import Shards, open_shards
 from stages.images.loader import BatchLoader, least_side_for
@@ -95,8 +96,8 @@ def pretrain(run: Run, settings: Pretrain) -> None:
     )
     with (
         closing(batches),
-        run.training(
-            state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=batch_size
+        Training(
+            run, state, steps=steps, steps_per_epoch=batches.steps_per_epoch, images_per_step=batch_size
         ) as training,
     ):
         for step, batch in training.steps(batches.load):
@@ -111,10 +112,13 @@ def pretrain(run: Run, settings: Pretrain) -> None:
                 loss = nt_xent(view_a, view_b, settings.temperature)
             optimisation.optimiser.zero_grad()
             with training.part("backward"):
-                loss.backward()
+                training.backward(loss)
             with training.part("optimiser"):
-                moved = optimisation.step(step)
-            training.record(loss=loss, **moved)
+                norm = optimisation.clip_gradient()
+                if not training.accepts(loss, norm, sample_ids=batch.sample_ids, images=pair):
+                    continue
+                rate = optimisation.step(step)
+            training.record(loss=loss, learning_rate=rate, gradient_norm=norm)
             if probe is not None:
                 with training.part("online probe"):
                     labels = to_device(batch.labels, run.device).repeat(2)

@@ -271,7 +271,7 @@ def _find_near_duplicates(run: Run, settings: Shard, summary: dict[str, Any]) ->
     """Look for them in the finished shards and write their list; returns what shards.json says."""
     most = settings.near_duplicate_distance
     with run.progress(near_duplicate_work(run.out), "steps in search of near-duplicates") as progress:
-        found = find_near_duplicates(run.out, most, run.work, settings.workers, progress.advance)
+        found = find_near_duplicates(run.out, most, run.scratch(), settings.workers, progress.advance)
     write_near_duplicates(run.out, found)
     counts = describe_near_duplicates(run.out, found, most)
     run.say(_near_duplicates_in_words(counts))

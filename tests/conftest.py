@@ -13,6 +13,7 @@ from pipeline import open_store, runner
 from pipeline.progress import Reporter
 from pipeline.recipe import load_recipe
 from pipeline.run import Ancestor, Input, Run
+from pipeline.workplace import Workplace
 from stages.settings import STAGES
 
 torch.set_num_threads(1)  # byte equality is promised for equal threads; and tests run beside one another
@@ -64,7 +65,7 @@ def stage_runner(folder: Path) -> RunStage:
             inputs=groups,
             ancestors=ancestors or [],
             out=out,
-            work=work,
+            work=Workplace(work),
             trackers=work,
             reporter=Reporter(stage),
         )

@@ -15,6 +15,8 @@ from pipeline.progress import Reporter
 from pipeline.ranks import Ranks, joined
 from pipeline.run import Run
 from pipeline.settings import StageSettings
+from pipeline.training import Training
+from pipeline.workplace import Workplace
 
 CPU = torch.device("cpu")
 
@@ -96,11 +98,12 @@ def stops(ranks: Ranks) -> None:
     layer = torch.nn.Linear(1, 1)
     with ranks.group(CPU):
         run = Run(
-            recipe="test", step="step", seed=0, settings=Steps(), inputs={}, ancestors=[], out=work, work=work,
-            trackers=work, reporter=Reporter("step", quiet=True), peers=ranks, checkpoints=folder / "checkpoints",
+            recipe="test", step="step", seed=0, settings=Steps(), inputs={}, ancestors=[], out=work,
+            work=Workplace(work, folder / "checkpoints"), trackers=work, reporter=Reporter("step", quiet=True),
+            peers=ranks,
         )  # fmt: skip
         signal.signal(signal.SIGTERM, run.receive)
-        training = run.training({"layer": layer}, steps=20, steps_per_epoch=20, images_per_step=1)
+        training = Training(run, {"layer": layer}, steps=20, steps_per_epoch=20, images_per_step=1)
         try:
             with training:
                 for step, _ in training.steps(lambda step: step):

@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import Interrupted
 from pipeline.progress import Reporter
 from pipeline.run import Input, Run
+from pipeline.workplace import Workplace
 from stages.finetune import finetune
 from stages.settings.finetune import Finetune
 from stages.views import Views
@@ -40,7 +41,7 @@ def _finetune(folder: Path, settings: Finetune, shards: Path, stop_at: int | Non
     run = Run(
         recipe="test", step="finetune", seed=0, settings=settings,
         inputs={"shards": [Input("shards", "shard", "0" * 64, "0" * 64, shards)]}, ancestors=[],
-        out=folder / "out", work=folder, trackers=folder, reporter=Reporter("finetune"),
+        out=folder / "out", work=Workplace(folder), trackers=folder, reporter=Reporter("finetune"),
     )  # fmt: skip
     visit: Callable[..., Any] = Views.__call__
     calls = 0

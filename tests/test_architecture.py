@@ -13,15 +13,20 @@ FOLDERS = ("encoders", "evaluation", "images", "labels", "losses", "models", "re
 LAYERS = {
     "__main__": {"cli"},
     "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host"},
-    "display": {"runner", "terminal"},
+    "display": {"runner", "terminal", "resources"},
     "schema": {"stage", "templates"},
-    "runner": {"recipe", "store", "comparison", "launcher"},
+    "runner": {"recipe", "store", "comparison", "launcher", "resources"},
     "comparison": {"store"},
-    "worker": {"run", "recipe", "store", "environment", "resources", "host"},
-    "run": {"checkpoint", "tracking", "progress", "manifest", "settings", "ranks", "stopwatch"},
+    "worker": {"run", "recipe", "store", "environment", "resources", "host", "workplace"},
+    "training": {"run", "checkpoint", "finite", "tracking", "stopwatch", "resources"},
+    "run": {"tracking", "progress", "settings", "ranks", "workplace"},
+    "workplace": {"manifest", "resources"},
+    "finite": {"manifest", "ranks"},
     "ranks": {"launcher"},
     "launcher": {"errors"},
     "checkpoint": {"manifest"},
+    "failpoints": set(),
+    "processes": set(),
     "tracking": {"errors"},
     "progress": {"terminal"},
     "terminal": set(),
@@ -37,7 +42,7 @@ LAYERS = {
     "provenance": {"manifest", "settings"},
     "environment": {"manifest"},
     "settings": set(),
-    "manifest": {"errors"},
+    "manifest": {"errors", "failpoints", "processes"},
     "errors": set(),
 }
 
@@ -90,7 +95,7 @@ def test_the_machinery_is_layered_and_knows_no_stage(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "stages"], ids=name_of)
 def test_a_stage_imports_its_settings_what_it_is_given_and_the_folders(path: Path) -> None:
-    allowed = {"pipeline.run", "pipeline.errors", f"stages.settings.{path.stem}"}
+    allowed = {"pipeline.run", "pipeline.training", "pipeline.errors", f"stages.settings.{path.stem}"}
     for name in imports_of(path) - allowed:
         assert name.split(".")[1] in FOLDERS, f"{path.name} imports {name}"
 

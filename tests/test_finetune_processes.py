@@ -16,6 +16,7 @@ from pipeline.launcher import Place
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks
 from pipeline.run import Input, Run
+from pipeline.workplace import Workplace
 from stages import finetune as finetune_stage
 from stages.images import open_shards
 from stages.settings.finetune import Finetune
@@ -52,7 +53,7 @@ def finetune(folder: Path, peers: Ranks, shards: Path, changes: dict[str, Any]) 
     inputs = {"shards": [Input("shards", "", "", "", shards)]}
     run = Run(
         recipe="test", step="finetune", seed=0, settings=settings, inputs=inputs, ancestors=[], out=out,
-        work=out.parent, trackers=out, reporter=Reporter("finetune", quiet=True), peers=peers,
+        work=Workplace(out.parent), trackers=out, reporter=Reporter("finetune", quiet=True), peers=peers,
     )  # fmt: skip
     found: dict[str, Tensor] = {}
     load = finetune_stage.load

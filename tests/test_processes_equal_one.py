@@ -18,9 +18,10 @@ from pipeline.launcher import Place
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks
 from pipeline.run import Input, Run
+from pipeline.workplace import Workplace
 from stages import pretrain as pretrain_stage
 from stages.evaluation import read_features
-from stages.models import optimisers
+from stages.models import optimisation
 from stages.settings import STAGES
 
 STEPS = 3
@@ -54,7 +55,7 @@ def pretrain(
     found: dict[str, Tensor] = {}
     patch = pytest.MonkeyPatch()
     patch.setattr(pretrain_stage, "load", watched(pretrain_stage.load, found, dtype))
-    patch.setattr(optimisers, "clip_gradient", keep_gradients(optimisers.clip_gradient, found))
+    patch.setattr(optimisation, "clip_gradient", keep_gradients(optimisation.clip_gradient, found))
     for build in ("build_encoder", "build_projector"):
         patch.setattr(pretrain_stage, build, in_float32(getattr(pretrain_stage, build), dtype))
     patch.setattr(pretrain_stage, "evaluation_view", in_float32(pretrain_stage.evaluation_view, dtype))
@@ -121,7 +122,7 @@ def done(
     run = Run(
         recipe="test", step=stage, seed=seed, settings=typed,
         inputs={name: [Input(name, "", "", "", path)] for name, path in inputs.items()}, ancestors=[], out=out,
-        work=out.parent, trackers=out, reporter=Reporter(stage, quiet=True), peers=peers,
+        work=Workplace(out.parent), trackers=out, reporter=Reporter(stage, quiet=True), peers=peers,
     )  # fmt: skip
     getattr(importlib.import_module(STAGES[stage].module), stage)(run, typed)
     return run

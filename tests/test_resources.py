@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from pipeline.errors import UsageError
 from pipeline.resources import exhausted, is_full_disk, is_out_of_memory
-from pipeline.run import append_line
+from pipeline.workplace import append_line
 
 
 @pytest.mark.parametrize(

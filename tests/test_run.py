@@ -14,6 +14,8 @@ from pipeline.errors import Interrupted, NotFinite, UsageError
 from pipeline.progress import Progress, Reporter
 from pipeline.run import Run
 from pipeline.settings import StageSettings
+from pipeline.training import Training
+from pipeline.workplace import Workplace
 from stages.models import build_optimiser
 from stages.settings import STAGES
 
@@ -22,7 +24,7 @@ def given(folder: Path, settings: StageSettings) -> Run:
     out = folder / "out"
     out.mkdir()
     return Run(
-        recipe="test", step="step", seed=0, settings=settings, inputs={}, ancestors=[], out=out, work=folder,
+        recipe="test", step="step", seed=0, settings=settings, inputs={}, ancestors=[], out=out, work=Workplace(folder),
         trackers=folder, reporter=Reporter("step"),
     )  # fmt: skip
 
@@ -33,7 +35,7 @@ def train_settings(**values: Any) -> toy_stages.Train:
 
 def test_lines_of_progress_say_what_a_user_waits_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = given(tmp_path, train_settings(log_every_seconds=0.0, steps=6))
-    with run.training({}, steps=6, steps_per_epoch=6, images_per_step=10) as training:
+    with Training(run, {}, steps=6, steps_per_epoch=6, images_per_step=10) as training:
         for step, _ in training.steps(lambda step: step):
             training.record(loss=float(step))
     line = capsys.readouterr().err.splitlines()[-1]
@@ -42,7 +44,7 @@ def test_lines_of_progress_say_what_a_user_waits_for(tmp_path: Path, capsys: pyt
 
 def test_metrics_are_means_of_what_was_recorded_in_between(tmp_path: Path) -> None:
     run = given(tmp_path, train_settings(record_every_steps=2, steps=5))
-    with run.training({}, steps=5, steps_per_epoch=4, images_per_step=1) as training:
+    with Training(run, {}, steps=5, steps_per_epoch=4, images_per_step=1) as training:
         for step, _ in training.steps(lambda step: step):
             training.record(loss=torch.tensor(float(step)))
             if training.line_is_due:
@@ -63,7 +65,7 @@ def test_a_value_that_is_not_finite_ends_the_training_and_says_where(tmp_path: P
     run = given(tmp_path, train_settings(record_every_steps=2))
 
     def loop() -> None:
-        with run.training({}, steps=9, steps_per_epoch=9, images_per_step=1) as training:
+        with Training(run, {}, steps=9, steps_per_epoch=9, images_per_step=1) as training:
             for step, _ in training.steps(lambda step: step):
                 training.record(loss=torch.nan if step == 2 else 1.0)
 
@@ -86,7 +88,7 @@ def train(
     run = given(folder, train_settings())
     images = torch.rand(7, 5, 3, 6, 6)
     state = {"module": module, "optimiser": optimiser}
-    with run.training(state, steps=7, steps_per_epoch=7, images_per_step=5) as training:
+    with Training(run, state, steps=7, steps_per_epoch=7, images_per_step=5) as training:
         for step, batch in training.steps(lambda step: images[step]):
             if step == stop_at:
                 run.receive(15)

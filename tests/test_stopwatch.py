@@ -9,6 +9,8 @@ import toy_stages
 from pipeline.progress import Reporter
 from pipeline.run import Run
 from pipeline.stopwatch import WARM_UP_STEPS, Stopwatch
+from pipeline.training import Training
+from pipeline.workplace import Workplace
 
 
 def test_parts_and_the_rest_add_up_to_a_step_and_the_first_steps_do_not_count() -> None:
@@ -45,9 +47,10 @@ def test_training_says_it_at_its_end_if_asked(tmp_path: Path) -> None:
         (folder / "out").mkdir(parents=True)
         run = Run(
             recipe="test", step="step", seed=0, settings=toy_stages.Train(numbers="numbers", steps=8), inputs={},
-            ancestors=[], out=folder / "out", work=folder, trackers=folder, reporter=Reporter("step"), profile=profile,
+            ancestors=[], out=folder / "out", work=Workplace(folder), trackers=folder, reporter=Reporter("step"),
+            profile=profile,
         )  # fmt: skip
-        with run.training({}, steps=8, steps_per_epoch=8, images_per_step=1) as training:
+        with Training(run, {}, steps=8, steps_per_epoch=8, images_per_step=1) as training:
             for step, _ in training.steps(lambda step: step):
                 with training.part("thinking"):
                     training.record(loss=float(step))

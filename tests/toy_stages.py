@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.run import Run
 from pipeline.settings import ForeignInput, Settings, StageSettings, artifact, setting
 from pipeline.stage import Stage
+from pipeline.training import Training
 
 
 class Group(Settings):
@@ -67,7 +68,7 @@ def train(run: Run, settings: Train) -> None:
     model = nn.Linear(1, 1)
     optimiser = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=0.9)
     state = {"model": model, "optimiser": optimiser}
-    with run.training(state, steps=settings.steps, steps_per_epoch=5, images_per_step=1) as training:
+    with Training(run, state, steps=settings.steps, steps_per_epoch=5, images_per_step=1) as training:
         for step, x in training.steps(lambda step: data[step % len(data)]):
             if step + 1 == settings.stop_at:
                 run.receive(15)

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.encoders import Encoder
-from stages.models.optimisers import build_optimiser, learning_rate_at, scaled_learning_rate, take_step
+from stages.models.optimisers import (
+    build_optimiser,
+    clip_gradient,
+    learning_rate_at,
+    scaled_learning_rate,
+    set_learning_rate,
+)
 
 LISTS = (nn.Sequential, nn.ModuleList)
 
@@ -60,10 +66,16 @@ class Optimisation:
             settings.name, modules, self.rate, settings.momentum, settings.weight_decay
         )
 
-    def step(self, step: int) -> dict[str, Tensor | float]:
-        """Move by the gradients that are there; the rate and the norm that the gradient had, to be recorded."""
+    def clip_gradient(self) -> Tensor:
+        """Scale the gradients that are there down to the largest norm, if there is one; the norm they had before."""
+        return clip_gradient(self.optimiser, self._gradient_clip)
+
+    def step(self, step: int) -> float:
+        """Move by the gradients that are there; the learning rate of the step, counted from 0."""
         rate = learning_rate_at(step, self._steps, self.rate, self._warmup_steps)
-        return {"learning_rate": rate, "gradient_norm": take_step(self.optimiser, rate, self._gradient_clip)}
+        set_learning_rate(self.optimiser, rate)
+        self.optimiser.step()
+        return rate
 
 
 def layers_with_multiples(encoder: Encoder, decay: float) -> list[tuple[list[nn.Module], float]]:

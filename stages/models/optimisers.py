@@ -122,14 +122,6 @@ def clip_gradient(optimiser: torch.optim.Optimizer, largest: float | None) -> Te
     return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def take_step(optimiser: torch.optim.Optimizer, rate: float, largest: float | None) -> Tensor:
-    """One step at this learning rate, its gradient no longer than `largest`; the norm that the gradient had."""
-    norm = clip_gradient(optimiser, largest)
-    set_learning_rate(optimiser, rate)
-    optimiser.step()
-    return norm
-
-
 def learning_rate_at(step: int, total_steps: int, base: float, warmup_steps: int) -> float:
     """Rate of step 0 ... total_steps - 1: linear warm-up to `base`, then half a cosine that ends at zero.
 
