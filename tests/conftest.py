@@ -18,6 +18,13 @@ from stages.settings import STAGES
 
 torch.set_num_threads(1)  # byte equality is promised for equal threads; and tests run beside one another
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/faults, known before any of its files is read."""
+    parser.addoption("--all-faults", action="store_true", help="all trials of tests/faults, rather than a part of them")
+    parser.addoption("--tally", type=Path, default=None, help="file to append the counts of tests/faults to")
+
+
 RunStage = Callable[..., Path]
 MADE_FROM: dict[Path, dict[str, str]] = {}
 """By the files of what a stage runner made: the digests of its inputs."""

@@ -1,0 +1,28 @@
+"""Fixtures of the tests that inject faults."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from faults.tally import Tally
+from faults.zygote import Zygote
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Runs commands in forked processes."""
+    one = Zygote()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def is_whole(pytestconfig: pytest.Config) -> bool:
+    """Whether all trials run, as by `make test-faults`, or a part of them, as by `make test`."""
+    return bool(pytestconfig.getoption("--all-faults"))
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Takes the counts, if `--tally FILE` asks for them."""
+    return Tally(pytestconfig.getoption("--tally"))
