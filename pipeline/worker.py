@@ -17,7 +17,7 @@ import torch
 
 from pipeline import provenance
 from pipeline.environment import code, environment
-from pipeline.errors import Interrupted, UsageError
+from pipeline.errors import Held, Interrupted, UsageError
 from pipeline.failpoints import reach
 from pipeline.host import forget_peak_memory, give_freed_memory_back, peak_memory
 from pipeline.manifest import FILES, replace_file
@@ -104,9 +104,16 @@ def run_step(store: Store, job: Job, ranks: Ranks | None = None) -> Record:
             reach("attempt.made")
             work.require_held()
             return _publish(store, job, work, run)
-        except OSError:
-            work.require_held()  # who takes over clears away what this one was writing to
+        except (Held, Interrupted):
             raise
+        except Exception as error:
+            # Who takes over, or comes first where leases hold nobody back, clears away what this one was writing to.
+            work.require_held()
+            made_meanwhile = store.current(job.step.stage.name, job.key)
+            if made_meanwhile is None or job.force:
+                raise
+            reporter.warn(f"another process made this step meanwhile, and cleared up: its result is taken ({error})")
+            return made_meanwhile
         finally:
             work.leave()
 

@@ -188,6 +188,7 @@ def test_it_moves_as_what_it_is_made_of(name: Literal["lars", "sgd", "adamw", "m
     plain = build_optimiser(name, [(other[:1], 1.0), (other[1:2], 3.0)], 0.15, 0.9, 0.01)  # type: ignore[list-item]
     for step in range(8):
         set_gradients(*one, step)
+        optimisation.clip_gradient()
         optimisation.step(step)
         set_gradients(*other, step)
         nn.utils.clip_grad_norm_([p for group in plain.param_groups for p in group["params"]], 0.5)
