@@ -1,0 +1,130 @@
+"""SIGTERM and SIGINT: the command ends with 143 or 130, training after its step and a checkpoint, and resumes equal."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from faults.small import STAGE_OF, STEPS_OF_TRAINING, TRAINED, Small, contents, read_samples, record, run_of
+from faults.tally import Tally
+from faults.zygote import WAIT, Trial, Zygote
+
+pytestmark = pytest.mark.xdist_group("kills")
+
+SEED = 4
+EXIT = {signal.SIGTERM: 143, signal.SIGINT: 130}
+WORDS = "the same command resumes"
+SITUATIONS = ("training", "training, twice", "a save", "a save, twice", "evaluation", "evaluation, twice", "sharding")
+TRIALS, TRIALS_OF_PART = 3, 1
+"""With each signal in each situation."""
+EVALUATIONS = ("features", "probe", "found", "given", "report")
+POINTS_OF_SAVE = (
+    "checkpoint.folder", "checkpoint.tensors", "checkpoint.written", "seal.hash", "seal.manifest", "commit.sync",
+    "commit.rename", "commit.renamed", "commit.done", "checkpoint.committed",
+)  # fmt: skip
+SAVES = 3
+"""Of a training."""
+BEGUN = " run ("
+"""What the command says before a step that is not up to date."""
+REST_OF_STEP = 1
+"""Steps that may end after the signal: the one that it came in."""
+UNTIL_THE_SECOND = 0.02
+"""Seconds between two signals, at most."""
+
+
+@pytest.mark.parametrize("number", EXIT, ids=lambda number: number.name)
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_a_signal_ends_it_and_it_resumes(
+    situation: str, number: signal.Signals, zygote: Zygote, small: Small, is_whole: bool, tally: Tally
+) -> None:
+    draws = random.Random(f"{SEED} {situation} {number.name}")
+    trials = TRIALS if is_whole else TRIALS_OF_PART
+    faults = []
+    for _ in range(trials):
+        found = _signal_and_run_again(situation, number, zygote, small, draws)
+        faults += [f"{situation}, {number.name}, seed {SEED}: {fault}" for fault in found[:1]]
+    tally.add("signals", tried=trials, held=trials - len(faults), note=situation)
+    assert not faults, "\n".join(faults)
+
+
+def _signal_and_run_again(
+    situation: str, number: signal.Signals, zygote: Zygote, small: Small, draws: random.Random
+) -> list[str]:
+    """Send the signal, give the command again; what is not as was promised, in words."""
+    place, _, is_twice = situation.partition(", ")
+    step = {"sharding": "shards", "evaluation": draws.choice(EVALUATIONS)}.get(place) or draws.choice(TRAINED)
+    failpoint = f"{draws.choice(POINTS_OF_SAVE)}:{draws.randint(1, SAVES)}:stop" if place == "a save" else ""
+    after, seconds = draws.randint(1, STEPS_OF_TRAINING - 2), small.seconds[step]
+    while True:
+        store = small.store_before(step, "signals")
+        log = store / "samples"
+        prelude = ("log_samples", str(log)) if step in TRAINED else ()
+        trial = zygote.start(run_of(step, store), small.folder, failpoint=failpoint, prelude=prelude)
+        begun = time.monotonic()
+        if place == "training":
+            _wait_for(trial, lambda log=log: len(read_samples(log)) >= after)
+            trial.send(signal.SIGSTOP)
+        elif place != "a save":
+            time.sleep(draws.random() * seconds)
+        if step in TRAINED and not _is_stopped(trial):
+            raise AssertionError(f"it ended with {trial.code} before it was stopped: {trial.said}")
+        done = len(read_samples(log))
+        if trial.is_running() and BEGUN in trial.said:
+            break
+        trial.wait()  # it had not begun yet, or had ended: there is nothing to interrupt
+        seconds = min(seconds, time.monotonic() - begun)
+    trial.send(number)
+    if step in TRAINED:
+        os.kill(trial.pid, signal.SIGCONT)
+    if is_twice:
+        time.sleep(draws.uniform(0, UNTIL_THE_SECOND))
+        trial.send(number)
+    where = f"{step} {failpoint or after}"
+    faults = _faults_of_end(trial, number, is_twice=bool(is_twice))
+    if step in TRAINED and not is_twice and not faults:
+        taken = read_samples(log)
+        saved = max(
+            (int(one.name.removeprefix("step-")) for one in store.glob("work/*/*/checkpoints/step-*")), default=0
+        )
+        if len(taken) - done > REST_OF_STEP or saved != len(taken):
+            faults.append(f"after step {done} it took {len(taken) - done} more; the last checkpoint is of {saved}")
+    again, said = zygote.run(run_of(step, store), small.folder)
+    if again != 0:
+        faults.append(f"given again it ended with {again}: {said}")
+    elif contents(store) != small.after[step]:
+        faults.append("the artifacts differ")
+    elif step in TRAINED and not is_twice:
+        ended = [one["ended"] for one in record(store, STAGE_OF[step])["attempts"]]
+        faults += [f"the attempts ended {ended}"] if ended != ["interrupted", "finished"] else []
+    shutil.rmtree(store)
+    return [f"{where}: {fault}" for fault in faults]
+
+
+def _faults_of_end(trial: Trial, number: signal.Signals, *, is_twice: bool) -> list[str]:
+    code = trial.wait()
+    # A second signal may come when the first has ended all but the process: then that dies of it, and a shell shows
+    # the same code.
+    if is_twice and code == -number:
+        return []
+    if code != EXIT[number]:
+        return [f"it ended with {code}: {trial.said}"]
+    return [] if WORDS in trial.said else [f"it said {trial.said!r}"]
+
+
+def _wait_for(trial: Trial, is_so: Callable[[], bool]) -> None:
+    while trial.is_running() and not is_so():
+        time.sleep(WAIT)
+
+
+def _is_stopped(trial: Trial) -> bool:
+    """Wait until it has stopped; False if it ended instead."""
+    while trial.is_running():
+        if Path(f"/proc/{trial.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return True
+        time.sleep(WAIT)
+    return False
