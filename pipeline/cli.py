@@ -415,6 +415,7 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
     code = guarded(lambda: app(standalone_mode=False))
+    _heed_no_more_signals()
     gc.freeze()  # the interpreter's end would look through all objects of torch and its neighbours, for a second
     sys.exit(code)
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ SAVES = 3
 """Of a training."""
 BEGUN = " run ("
 """What the command says before a step that is not up to date."""
+LOG = "samples"
+"""In the store: what the prelude `log_samples` writes."""
 REST_OF_STEP = 1
 """Steps that may end after the signal: the one that it came in."""
 UNTIL_THE_SECOND = 0.02
@@ -58,41 +61,23 @@ def _signal_and_run_again(
     """Send the signal, give the command again; what is not as was promised, in words."""
     place, _, is_twice = situation.partition(", ")
     step = {"sharding": "shards", "evaluation": draws.choice(EVALUATIONS)}.get(place) or draws.choice(TRAINED)
-    failpoint = f"{draws.choice(POINTS_OF_SAVE)}:{draws.randint(1, SAVES)}:stop" if place == "a save" else ""
-    after, seconds = draws.randint(1, STEPS_OF_TRAINING - 2), small.seconds[step]
+    seconds = small.seconds[step]
     while True:
         store = small.store_before(step, "signals")
-        log = store / "samples"
-        prelude = ("log_samples", str(log)) if step in TRAINED else ()
-        trial = zygote.start(run_of(step, store), small.folder, failpoint=failpoint, prelude=prelude)
         begun = time.monotonic()
-        if place == "training":
-            _wait_for(trial, lambda log=log: len(read_samples(log)) >= after)
-            trial.send(signal.SIGSTOP)
-        elif place != "a save":
-            time.sleep(draws.random() * seconds)
-        if step in TRAINED and not _is_stopped(trial):
-            raise AssertionError(f"it ended with {trial.code} before it was stopped: {trial.said}")
-        done = len(read_samples(log))
-        if trial.is_running() and BEGUN in trial.said:
+        sent = _start_and_send(place, number, zygote, small, step, store, seconds, draws)
+        if sent is not None and is_twice:
+            time.sleep(draws.uniform(0, UNTIL_THE_SECOND))
+            sent.trial.send(number)
+        if sent is not None and not (sent.trial.wait() in (0, -number) and contents(store) == small.after[step]):
             break
-        trial.wait()  # it had not begun yet, or had ended: there is nothing to interrupt
-        seconds = min(seconds, time.monotonic() - begun)
-    trial.send(number)
-    if step in TRAINED:
-        os.kill(trial.pid, signal.SIGCONT)
-    if is_twice:
-        time.sleep(draws.uniform(0, UNTIL_THE_SECOND))
-        trial.send(number)
-    where = f"{step} {failpoint or after}"
-    faults = _faults_of_end(trial, number, is_twice=bool(is_twice))
+        seconds = min(seconds, time.monotonic() - begun)  # there was nothing to interrupt yet, or any more
+    faults = _faults_of_end(sent.trial, number, is_twice=bool(is_twice))
     if step in TRAINED and not is_twice and not faults:
-        taken = read_samples(log)
-        saved = max(
-            (int(one.name.removeprefix("step-")) for one in store.glob("work/*/*/checkpoints/step-*")), default=0
-        )
-        if len(taken) - done > REST_OF_STEP or saved != len(taken):
-            faults.append(f"after step {done} it took {len(taken) - done} more; the last checkpoint is of {saved}")
+        done = len(read_samples(store / LOG))
+        saved = max([int(one.name.removeprefix("step-")) for one in store.glob("work/*/*/checkpoints/*")], default=0)
+        if done - sent.done > REST_OF_STEP or saved != done:
+            faults.append(f"after step {sent.done} it took {done - sent.done} more; the last checkpoint is of {saved}")
     again, said = zygote.run(run_of(step, store), small.folder)
     if again != 0:
         faults.append(f"given again it ended with {again}: {said}")
@@ -102,7 +87,58 @@ def _signal_and_run_again(
         ended = [one["ended"] for one in record(store, STAGE_OF[step])["attempts"]]
         faults += [f"the attempts ended {ended}"] if ended != ["interrupted", "finished"] else []
     shutil.rmtree(store)
-    return [f"{where}: {fault}" for fault in faults]
+    return [f"{step}, {sent.place}: {fault}" for fault in faults]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A command that a signal was sent to.
+
+    Attributes:
+        place: where it was, in words.
+        done: steps of training that it had taken.
+    """
+
+    trial: Trial
+    place: str
+    done: int
+
+
+def _start_and_send(
+    place: str,
+    number: signal.Signals,
+    zygote: Zygote,
+    small: Small,
+    step: str,
+    store: Path,
+    seconds: float,
+    draws: random.Random,
+) -> Sent | None:
+    """Start the command and send the signal; None where it had not come to the step, or had ended.
+
+    Training is stopped first, so that what it had done by then is known.
+    """
+    log = store / LOG
+    failpoint = f"{draws.choice(POINTS_OF_SAVE)}:{draws.randint(1, SAVES)}:stop" if place == "a save" else ""
+    prelude = ("log_samples", str(log)) if step in TRAINED else ()
+    trial = zygote.start(run_of(step, store), small.folder, failpoint=failpoint, prelude=prelude)
+    if step not in TRAINED:
+        after = draws.random() * seconds
+        time.sleep(after)
+        if not trial.is_running() or BEGUN not in trial.said:
+            trial.wait()
+            return None
+        trial.send(number)
+        return Sent(trial, f"after {after:.3f} s", 0)
+    steps = draws.randint(1, STEPS_OF_TRAINING - 2)
+    if place == "training":
+        _wait_for(trial, lambda: len(read_samples(log)) >= steps)
+        trial.send(signal.SIGSTOP)
+    assert _is_stopped(trial), f"it ended with {trial.code} before it was stopped: {trial.said}"
+    done = len(read_samples(log))
+    trial.send(number)
+    os.kill(trial.pid, signal.SIGCONT)
+    return Sent(trial, failpoint or f"after step {steps}", done)
 
 
 def _faults_of_end(trial: Trial, number: signal.Signals, *, is_twice: bool) -> list[str]:
