@@ -36,7 +36,8 @@ from pipeline.resources import suppress_full_disk
 
 LEASE_SECONDS = 30.0
 UNWRITTEN_SECONDS = 3.0
-"""A lease that says nothing for so long is of a process that was killed as it took it; filelock waits for 2 seconds."""
+"""A lease that says nothing for so long is of a process that was killed as it took it."""
+UNWRITTEN_LOOK_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 """Between two looks at the lease within a training loop."""
 PRIVATE = "out.tmp-"
@@ -86,6 +87,7 @@ class Workplace:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "lease"
+        _remove_unwritten(path)
         holder = self._holder()
         # A dead holder on this machine is recognised at once; one elsewhere, only by its silence.
         if holder is None or f"host={socket.gethostname()}\n" in holder:
@@ -211,6 +213,21 @@ class Workplace:
             else:
                 path.unlink(missing_ok=True)
         reach("work.cleared")
+
+
+def _remove_unwritten(path: Path) -> None:
+    """Delete a lease whose holder was killed between making the file and writing to it: filelock never does."""
+    end, seen = time.monotonic() + UNWRITTEN_SECONDS, None
+    while time.monotonic() < end:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+        if status.st_size or seen not in (None, status.st_ino):
+            return
+        seen = status.st_ino
+        time.sleep(UNWRITTEN_LOOK_SECONDS)
+    path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:

@@ -132,8 +132,8 @@ def _lines(counts: Sequence[Count]) -> list[str]:
         "What happens when machines fail and files lie, counted by tests that make it happen. "
         "`make test-faults` runs all trials (a part of them runs with `make test`) and writes this page.",
         "",
-        "Faults are injected into the real command, in a process forked from one that has torch loaded: by a signal, or "
-        "at named places of the code, of which `pipeline/failpoints.py` has the list. Trials at random places and "
+        "Faults are injected into the real command, in a process forked from one that has torch loaded: by a signal, "
+        "or at named places of the code, of which `pipeline/failpoints.py` has the list. Trials at random places and "
         "times have a fixed seed. A trial holds if everything in its line's promise was found to be so.",
         "",
         f"With Python {platform.python_version()}, {versions}; on CPU.",

@@ -175,7 +175,7 @@ def record(store: Path, stage: str) -> dict[str, Any]:
 
 
 def _write_images(root: Path) -> None:
-    digits = load_digits()
+    digits: Any = load_digits()
     for label in range(CLASSES):
         images = digits.images[digits.target == label].astype(np.uint8) * 15
         for number, image in enumerate(images[: TRAIN_IMAGES + TEST_IMAGES]):

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.xdist_group("kills")
 
 SEED = 1
 RANDOM_TIMES = 50
-"""In each stage; in a part, RANDOM_TIMES_OF_PART."""
-RANDOM_TIMES_OF_PART, POINTS_OF_PART = 1, 3
+"""In each stage."""
+STEPS_OF_PART, POINTS_OF_PART = ("shards", *TRAINED), 2
+"""In a part: those that are killed at a random time, once, and at so many failpoints, the others at one."""
 ORDINALS = 4
 """Of a point that is reached many times in a step: the first, the last, and some between."""
 BEFORE_ATTEMPT, AFTER_STAGE = "attempt.begun", "attempt.made"
@@ -38,7 +39,7 @@ def test_killed_at_every_failpoint(step: str, zygote: Zygote, small: Small, is_w
         for ordinal in _ordinals(small.points[step].count(name))
     ]
     if not is_whole:
-        trials = random.Random(f"{SEED} {step}").sample(trials, POINTS_OF_PART)
+        trials = random.Random(f"{SEED} {step}").sample(trials, POINTS_OF_PART if step in STEPS_OF_PART else 1)
     faults = []
     for name, ordinal in trials:
         place = f"{name}:{ordinal}"
@@ -52,7 +53,7 @@ def test_killed_at_every_failpoint(step: str, zygote: Zygote, small: Small, is_w
 
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_random_times(step: str, zygote: Zygote, small: Small, is_whole: bool, tally: Tally) -> None:
-    wanted = RANDOM_TIMES if is_whole else RANDOM_TIMES_OF_PART
+    wanted = RANDOM_TIMES if is_whole else int(step in STEPS_OF_PART)
     shares = random.Random(f"{SEED} {step}")
     faults, tried, seconds = [], 0, small.seconds[step]
     for _ in range(20 * wanted):
