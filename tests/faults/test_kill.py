@@ -51,9 +51,12 @@ def test_killed_at_every_failpoint(step: str, zygote: Zygote, small: Small, is_w
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_at_random_times(step: str, zygote: Zygote, small: Small, is_whole: bool, tally: Tally) -> None:
-    wanted = RANDOM_TIMES if is_whole else int(step in STEPS_OF_PART)
+def test_killed_at_random_times(zygote: Zygote, small: Small, is_whole: bool, tally: Tally) -> None:
+    for step in STEPS if is_whole else STEPS_OF_PART:
+        _kill_at_random_times(step, RANDOM_TIMES if is_whole else 1, zygote, small, tally)
+
+
+def _kill_at_random_times(step: str, wanted: int, zygote: Zygote, small: Small, tally: Tally) -> None:
     shares = random.Random(f"{SEED} {step}")
     faults, tried, seconds = [], 0, small.seconds[step]
     for _ in range(20 * wanted):
@@ -65,7 +68,7 @@ def test_killed_at_random_times(step: str, zygote: Zygote, small: Small, is_whol
             tried += 1
         else:  # the machine is faster than it was
             seconds = found.seconds
-        faults += [f"after {after:.3f} s (seed {SEED}): {fault}" for fault in found.faults[:1]]
+        faults += [f"{step} after {after:.3f} s (seed {SEED}): {fault}" for fault in found.faults[:1]]
     tally.add("kill", tried=tried, held=tried - len(faults), note="at a random time")
     assert not faults, "\n".join(faults)
     assert tried == wanted
