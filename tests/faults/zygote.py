@@ -111,6 +111,7 @@ class Zygote:
         """
         assert self._process.stdin is not None
         output = output or folder / f"output-{time.monotonic_ns()}.txt"
+        output.touch()  # it may be killed before it gets to that
         order = {
             "arguments": [*arguments],
             "folder": str(folder),
