@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint golden bench clean
+.PHONY: demo test test-faults lint golden bench clean
 
 demo: .venv/installed  ## handwritten digits through every stage: less than three minutes after the install
 	$(BIN)/simclr run configs/digits.yaml
@@ -10,6 +10,13 @@ demo: .venv/installed  ## handwritten digits through every stage: less than thre
 test: .venv/installed-dev  ## all tests: nothing skipped, no accelerator, no network
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not alone"
 	$(BIN)/python -m pytest -m alone
+
+FAULTS := $(CURDIR)/build/faults.jsonl
+test-faults: .venv/installed-dev  ## all trials of faults and hostile input, and docs/reliability.md from what they count
+	@mkdir -p $(dir $(FAULTS)) && rm -f $(FAULTS)
+	$(BIN)/python -m pytest tests/faults --all-faults --tally $(FAULTS) -n 2 --dist loadgroup -m "not alone"
+	$(BIN)/python -m pytest tests/faults --all-faults --tally $(FAULTS) -m alone
+	PYTHONPATH=tests $(BIN)/python -m faults.page $(FAULTS) docs/reliability.md
 
 lint: .venv/installed-dev  ## style, format, types
 	$(BIN)/ruff check .

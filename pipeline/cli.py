@@ -3,10 +3,12 @@
 import errno
 import gc
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -23,6 +25,7 @@ from stages.settings import STAGES
 from stages.settings.source import IMAGE_SUFFIXES
 
 STALE = 3
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OF_THE_USER = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 """A path that is not there or may not be written: the message says which."""
 
@@ -408,7 +411,11 @@ def main() -> None:
     """Entry point: an error is one line on stderr and an exit code, see pipeline/errors.py."""
     sleep_soon()
     keep_freed_memory()
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     code = guarded(lambda: app(standalone_mode=False))
+    _heed_no_more_signals()
     gc.freeze()  # the interpreter's end would look through all objects of torch and its neighbours, for a second
     sys.exit(code)
 
@@ -423,6 +430,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except AlreadyTold as end:
         return end.exit_code
     except Interrupted as interruption:
+        _heed_no_more_signals()
         return _fail("interrupted; the same command resumes", interruption.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command resumes", 130)
@@ -445,6 +453,19 @@ def guarded(command: Callable[[], Any]) -> int:
             raise  # a fault of ours: the traceback is what we need to mend it, and Python exits with 1
         parser_message = getattr(error, "format_message", None)  # of the command line's own parser
         return _fail(parser_message() if parser_message else str(error), code)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    """Handler of SIGINT and SIGTERM where no stage has one of its own."""
+    _heed_no_more_signals()
+    raise Interrupted(number)
+
+
+def _heed_no_more_signals() -> None:
+    """The end is near: one more signal ends the process at once."""
+    for number in SIGNALS:
+        if signal.getsignal(number) == _interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int) -> int:

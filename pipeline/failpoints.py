@@ -71,10 +71,11 @@ def arm(text: str) -> None:
     if not text:
         _armed = None
         return
-    name, ordinal, *action = text.split(":")
+    name, _, rest = text.partition(":")
+    ordinal, *action = rest.split(":")
     if name != "*" and name not in POINTS:
         raise ValueError(f"{VARIABLE}={text}: no such place; there are {', '.join(POINTS)}")
-    if action not in ([], ["stop"]):
+    if action not in ([], ["stop"]) or not ordinal.isdecimal() or int(ordinal) < 1:
         raise ValueError(f"{VARIABLE}={text}: is NAME:ORDINAL, or NAME:ORDINAL:stop")
     _armed = _Armed(name, int(ordinal), signal.SIGSTOP if action else signal.SIGKILL)
 

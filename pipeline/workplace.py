@@ -35,6 +35,9 @@ from pipeline.processes import may_be_alive, this_process
 from pipeline.resources import suppress_full_disk
 
 LEASE_SECONDS = 30.0
+UNWRITTEN_SECONDS = 3.0
+"""A lease that says nothing for so long is of a process that was killed as it took it."""
+UNWRITTEN_LOOK_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 """Between two looks at the lease within a training loop."""
 PRIVATE = "out.tmp-"
@@ -84,14 +87,18 @@ class Workplace:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "lease"
+        _remove_unwritten(path)
         holder = self._holder()
         # A dead holder on this machine is recognised at once; one elsewhere, only by its silence.
-        elsewhere = bool(holder) and f"host={socket.gethostname()}\n" not in holder
-        self._lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, timeout=LEASE_SECONDS + 5 if elsewhere else 0)
+        if holder is None or f"host={socket.gethostname()}\n" in holder:
+            patience = 0.0
+        else:
+            patience = LEASE_SECONDS + 5 if "host=" in holder else UNWRITTEN_SECONDS
+        self._lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, timeout=patience)
         try:
             self._lease.acquire()
         except Timeout as error:
-            raise Held(f"another process is at this step ({_in_words(holder)}); lease {path}") from error
+            raise Held(f"another process is at this step ({_in_words(holder or '')}); lease {path}") from error
         try:
             yield
         finally:
@@ -112,18 +119,19 @@ class Workplace:
         if self._lease is None or (not now and moment - self._looked < LOOK_SECONDS):
             return
         self._looked = moment
-        holder = self._holder()
+        holder = self._holder() or ""
         if f"token={self._lease.token}\n" not in holder:
             raise Held(
                 f"another process has taken over this step ({_in_words(holder)}), since nothing was heard of this one "
                 f"for {LEASE_SECONDS:g} seconds; what it does goes on from the last checkpoint"
             )
 
-    def _holder(self) -> str:
+    def _holder(self) -> str | None:
+        """What the lease says; None where there is none."""
         try:
             return (self.folder / "lease").read_text(errors="replace")
         except OSError:
-            return ""
+            return None
 
     # What is written
 
@@ -205,6 +213,21 @@ class Workplace:
             else:
                 path.unlink(missing_ok=True)
         reach("work.cleared")
+
+
+def _remove_unwritten(path: Path) -> None:
+    """Delete a lease whose holder was killed between making the file and writing to it: filelock never does."""
+    end, seen = time.monotonic() + UNWRITTEN_SECONDS, None
+    while time.monotonic() < end:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+        if status.st_size or seen not in (None, status.st_ino):
+            return
+        seen = status.st_ino
+        time.sleep(UNWRITTEN_LOOK_SECONDS)
+    path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, entry: Mapping[str, Any]) -> None:

@@ -102,7 +102,9 @@ def test_a_stage_imports_its_settings_what_it_is_given_and_the_folders(path: Pat
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name in FOLDERS], ids=name_of)
 def test_the_folders_stand_alone(path: Path) -> None:
-    for name in imports_of(path):
+    # Where images are packed, tests let the process die.
+    allowed = {"pipeline.failpoints"} if path.parent.name == "images" else set()
+    for name in imports_of(path) - allowed:
         parts = name.split(".")
         assert parts[0] == "stages", f"{path} imports {name}"
         assert parts[1] in FOLDERS, f"{path} imports {name}"

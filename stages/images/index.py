@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.failpoints import reach
+
 INDEX_FILE = "index.parquet"
 SUMMARY_FILE = "shards.json"
 REJECTED_FILE = "rejected.jsonl"
@@ -115,10 +117,12 @@ def describe_attributes(index: pa.Table) -> dict[str, Any]:
 
 def write_index(folder: Path, tables: Iterable[pa.Table]) -> pa.Table:
     """Number all rows in the order given, and write them; returns the index."""
+    reach("shard.packed")
     rows = pa.concat_tables(tables)
     schema = pa.schema([SCHEMA.field("id"), *(_field(name) for name in rows.column_names)])
     index = rows.add_column(0, schema.field("id"), pa.array(np.arange(rows.num_rows))).cast(schema)
     pq.write_table(index, folder / INDEX_FILE, compression="zstd")
+    reach("shard.indexed")
     return index
 
 

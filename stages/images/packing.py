@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pipeline.failpoints import reach
 from stages.images.encode import Storage, Stored, encode_samples
 from stages.images.index import NO_LABEL, Row, rows_table
 from stages.images.reading import UnreadableImage, WindowUse
@@ -187,6 +188,7 @@ def pack_chunk(chunk: Chunk, advance: Callable[[int], None]) -> Packed:
     told_at = time.monotonic()
     with chunk.path.open("wb", buffering=BYTES_TO_WRITE) as file:
         for place, candidate in enumerate(chunk.candidates):
+            reach("shard.sample")
             try:
                 for corner, stored in encode_samples(_read(candidate, chunk.root), chunk.storage):
                     members, row = _sample(chunk, place, corner, stored, end)

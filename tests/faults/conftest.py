@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from faults.small import Small, make_small
 from faults.tally import Tally
 from faults.zygote import Zygote
 
@@ -14,6 +15,12 @@ def zygote() -> Iterator[Zygote]:
     one = Zygote()
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def small(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A recipe with every stage, run once without a fault."""
+    return make_small(zygote, tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")

@@ -99,21 +99,26 @@ class Zygote:
         failpoint: str = "",
         environment: Mapping[str, str] | None = None,
         output: Path | None = None,
+        prelude: Sequence[str | int] = (),
     ) -> Trial:
         """Run `simclr ARGUMENTS`.
 
         Args:
             folder: the working directory, in which the file with the output lies as well, if `output` is None.
             failpoint: as $SIMCLR_FAILPOINT, for this process and not for those that it starts.
+            prelude: a function of faults/preludes.py, by name, and its arguments: it is called first, and may
+                end the process.
         """
         assert self._process.stdin is not None
         output = output or folder / f"output-{time.monotonic_ns()}.txt"
+        output.touch()  # it may be killed before it gets to that
         order = {
             "arguments": [*arguments],
             "folder": str(folder),
             "failpoint": failpoint,
             "environment": dict(environment or {}),
             "output": str(output),
+            "prelude": [*prelude],
         }
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
@@ -191,6 +196,9 @@ def _become(order: dict[str, Any]) -> None:
         os.environ.update(order["environment"])
         sys.argv = ["simclr", *order["arguments"]]
         failpoints.arm(order["failpoint"])
+        if order["prelude"]:
+            name, *given = order["prelude"]
+            getattr(preludes, name)(*given)
         cli.main()
         code = 0
     except SystemExit as end:
@@ -209,15 +217,19 @@ if __name__ == "__main__":
     import threading
     import traceback
 
+    import pyarrow.dataset  # which pyarrow imports when it first reads a table
     import torch
 
+    from faults import preludes
     from pipeline import cli, failpoints, worker
     from stages.settings import STAGES
 
     torch.set_num_threads(1)
     for stage in STAGES.values():
         importlib.import_module(stage.module)
+        stage.settings.model_rebuild()  # otherwise that is left to the first recipe
     assert threading.active_count() == 1, threading.enumerate()
-    assert worker
+    assert worker, pyarrow.dataset
     with open(0, "rb", buffering=0, closefd=False) as orders:  # unbuffered, so that `select` sees all that is there
         _serve(orders)
+    os._exit(0)  # to take all that was imported apart would take seconds
