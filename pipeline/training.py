@@ -261,7 +261,10 @@ class Training:
                 f"{self._run.step}: {told}; it was tried {MOST_FAILED_SAVES} times: free some space and give the same "
                 "command again, which goes on from the last checkpoint"
             ) from error
-        self._run.warn(f"{told}; training goes on, and tries again after {self._checkpoint_every:,} steps")
+        then = f"training goes on, and tries again after {self._checkpoint_every:,} steps"
+        if self._run.signal:
+            then = "the same command goes on from the one before"
+        self._run.warn(f"{told}; {then}")
 
     def _synchronise(self) -> None:
         if self._run.device.type == "cuda":
@@ -290,7 +293,7 @@ class Training:
 
         def look() -> None:
             nonlocal found
-            found = checkpoint.load_latest(run.work.checkpoints, run.work.quarantine)
+            found = checkpoint.load_latest(run.work.checkpoints, run.work.quarantine, run.work.last_checkpoint())
 
         run.peers.alone(look)
         # A checkpoint is of step 1 or a later one.

@@ -302,10 +302,11 @@ class Finetune(StageSettings):
         pixels = inputs["views"].sample_bytes / 12 if "views" in inputs else self.image_size**2
         weights, maps = weight_bytes(self.architecture), map_bytes(self.architecture, pixels)
         if "encoder" in inputs:  # the stage that made it told both
-            weights, maps = inputs["encoder"].disk_bytes / 6, inputs["encoder"].sample_bytes
+            weights, maps = inputs["encoder"].weight_bytes, inputs["encoder"].sample_bytes
         shards = inputs["shards"] if "shards" in inputs else Estimate()
         scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
         batch = 1.3 * self.images_per_batch * maps * scalar_bytes
         canvases = CANVASES * self.images_per_batch * shards.sample_bytes
         memory_bytes = int(LIBRARIES_BYTES + 4 * weights + batch + canvases)
-        return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)
+        disk = disk_bytes(weights, self.optimiser)
+        return Estimate(shards.samples, int(maps), disk, memory_bytes, int(weights))

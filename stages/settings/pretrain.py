@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
-from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
+from stages.settings.training import CANVASES, Optimiser, disk_bytes, map_bytes, weight_bytes
 
 
 class Projector(Settings):
@@ -111,5 +111,5 @@ class Pretrain(StageSettings):
         similarities = 4 * TILES * min(2 * batch_size, TILE_ROWS) ** 2
         canvases = CANVASES * batch_size * shards.sample_bytes
         memory_bytes = int(LIBRARIES_BYTES + 4 * weights + batch + similarities + canvases)
-        # Two checkpoints of weights and momentum lie on disk beside the result.
-        return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)
+        disk = disk_bytes(weights, self.optimiser)
+        return Estimate(shards.samples, int(maps), disk, memory_bytes, int(weights))
