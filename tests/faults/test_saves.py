@@ -195,7 +195,7 @@ def digest(zygote: Zygote, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def killed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A store in which training was killed after steps 4 and 8 were saved, and the digest that it would have come to."""
+    """A store in which training was killed with steps 4 and 8 saved, and the digest that it comes to otherwise."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "saved.yaml").write_text(RECIPE)
     code, said = zygote.run([*RUN, "shards", "views"], folder)
