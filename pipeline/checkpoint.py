@@ -4,6 +4,7 @@ A state is a tree of dicts, lists, numbers, texts and tensors, as `state_dict()`
 """
 
 import json
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from pipeline.errors import NotFinite, NoUsableCheckpoint
 from pipeline.failpoints import reach
-from pipeline.manifest import FILES, canonical_json, check, commit_folder, seal
+from pipeline.manifest import FILES, canonical_json, check, commit_folder, delete, seal
 from pipeline.processes import may_be_alive, this_process
 
 KEPT = 2
 FORMAT = 2
+NAME = re.compile(r"step-[0-9]{9,}")
 PRIVATE = ".private-"
 
 
@@ -85,16 +87,23 @@ def size_bytes(state: Any) -> int:
     return sum(one.numel() * one.element_size() for one in tensors.values()) + len(canonical_json(tree))
 
 
-def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
+def load_latest(folder: Path, quarantine: Path, written: int = 0) -> Checkpoint | None:
     """Read the newest checkpoint whose every byte is as written; None if there never was one.
 
     Damaged ones are moved to `quarantine`.
 
+    Args:
+        written: the step of the newest one that is known to have been written, 0 if none is.
+
     Raises:
-        NoUsableCheckpoint: there are checkpoints, and none can be read.
+        NoUsableCheckpoint: there are checkpoints, or were, and none can be read.
     """
+    places = _all(folder)
     damaged, newest = [], 0
-    for place in reversed(_all(folder)):
+    if written and _place(folder, written) not in places:
+        damaged.append(f"{_place(folder, written).name}: is missing")
+        newest = written
+    for place in reversed(places):
         try:
             problems = check(place)
             if not problems:
@@ -106,9 +115,9 @@ def load_latest(folder: Path, quarantine: Path) -> Checkpoint | None:
         if not place.exists():  # another process, at the same step where leases do not hold, pruned it
             continue
         damaged.append(f"{place.name}: {problem}")
-        newest = max(newest, int(place.name.removeprefix("step-")))
+        newest = max(newest, _step(place))
         quarantine.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(quarantine / place.name, ignore_errors=True)
+        delete(quarantine / place.name)
         with suppress(FileNotFoundError):
             place.rename(quarantine / place.name)
     if damaged or (quarantine.is_dir() and any(quarantine.iterdir())):
@@ -138,8 +147,14 @@ def _place(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}"
 
 
+def _step(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
+
+
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    """The places of checkpoints, oldest first; what somebody else put beside them is none of ours."""
+    places = folder.glob("step-*") if folder.is_dir() else ()
+    return sorted((place for place in places if NAME.fullmatch(place.name)), key=_step)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

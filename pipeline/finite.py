@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.manifest import canonical_json
 from pipeline.ranks import Ranks
+from pipeline.resources import suppress_full_disk
 
 MOST_IN_A_ROW = 3
 """Steps that are passed over; the next goes back to the last checkpoint."""
@@ -77,7 +78,8 @@ class FiniteGuard:
             torch._foreach_copy_(group, before)
         self.in_a_row += 1
         self.passed_over += 1
-        self._keep(step, loss, captured)
+        with suppress_full_disk():
+            self._keep(step, loss, captured)
         return False
 
     def cause(self, loss: Tensor, captured: Mapping[str, Tensor]) -> tuple[int, str]:

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from pipeline.resources import suppress_full_disk
 from pipeline.terminal import console, print_styled
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Reporter:
         self._print(("warning:", "yellow"), f" {text}")
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        with suppress_full_disk():  # stderr may be a file
             print_styled((self.prefix, "bold"), " ", *parts, stderr=True)
 
 

@@ -34,7 +34,7 @@ def suppress_full_disk() -> Iterator[None]:
     """For what is not needed: a line that tells how things go."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # libraries have types of their own for it
         if not is_full_disk(error):
             raise
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -229,7 +230,8 @@ class Run:
         if self.rank > 0:
             return
         # Straight to the descriptor: the handler may have come in the middle of another line.
-        os.write(2, f"signal {number}: ends after this step, with a checkpoint\n".encode())
+        with suppress(OSError):  # nobody reads it, or the disk is full
+            os.write(2, f"signal {number}: ends after this step, with a checkpoint\n".encode())
 
 
 class _Distributed(nn.Module):

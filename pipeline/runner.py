@@ -208,7 +208,8 @@ def estimate(store: Store, planned: Sequence[Planned]) -> dict[str, Estimate]:
         else:
             samples = int(one.record.counts.get("samples", guess.samples))
             sample_bytes = int(one.record.counts.get("sample_bytes", guess.sample_bytes))
-            made[step.name] = Estimate(samples, sample_bytes, one.record.size_bytes)
+            size_bytes = one.record.size_bytes
+            made[step.name] = Estimate(samples, sample_bytes, size_bytes, weight_bytes=size_bytes)
             needed[step.name] = Estimate(samples, disk_bytes=0, memory_bytes=0)
     return needed
 

@@ -68,7 +68,10 @@ class Estimate:
     sample_bytes: int = 0
     """Of one sample as the next step holds it in memory."""
     disk_bytes: int = 10 * 2**20
+    """At the most while it runs: for what it makes, and for what it keeps beside that until it has."""
     memory_bytes: int = LIBRARIES_BYTES
+    weight_bytes: int = 0
+    """Of the encoder that it makes."""
 
 
 class StageSettings(Settings):

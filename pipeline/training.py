@@ -23,6 +23,9 @@ from pipeline.workplace import append_line
 
 Batch = TypeVar("Batch")
 
+CHECKPOINT_EVERY_STEPS, CHECKPOINT_SHARE = 200, 0.01
+"""Where the settings leave the cadence open: the steps between two checkpoints, or more of them where that would take a
+larger share of the time. With a slower one now and then it stays below 2%."""
 MOST_FAILED_SAVES = 3
 """One after another, for want of space; then training stops."""
 
@@ -62,7 +65,9 @@ class Training:
         self._run, self._state = run, state
         self._total, self._steps_per_epoch, self._images_per_step = steps, steps_per_epoch, images_per_step
         self._record_every: int = settings.record_every_steps
-        self._checkpoint_every: int = settings.checkpoint_every_steps
+        self._checkpoint_every: int = settings.checkpoint_every_steps or CHECKPOINT_EVERY_STEPS
+        self._may_put_off = settings.checkpoint_every_steps is None
+        self._saved_at = self._stall = 0.0
         self._log_every: float = settings.log_every_seconds
         self._metrics = run.work.private / "metrics.jsonl"
         self._lines = b""
@@ -144,9 +149,10 @@ class Training:
             self._progress.advance(1, self._note)
             if self._stopwatch is not None and self.done == self._total:
                 self._stopwatch.begin_step()  # the last one ends
-            stop = self._run.peers.largest(self._run.signal or 0)  # all ranks stop after the same step
+            # All ranks stop after the same step, and save after the same.
+            stop, is_due = divmod(self._run.peers.largest(2 * (self._run.signal or 0) + self._is_due()), 2)
             self._run.work.require_held(now=False)
-            if stop or (self.done < self._total and self.done % self._checkpoint_every == 0):
+            if stop or is_due:
                 with self.part("checkpoint"):
                     self._run.peers.alone(self._save)
             if stop:
@@ -229,7 +235,14 @@ class Training:
         with suppress_full_disk():
             append_line(self._metrics, line)
 
+    def _is_due(self) -> bool:
+        """Whether a checkpoint follows this step, as rank 0 sees it."""
+        if self._run.rank > 0 or self.done == self._total or self.done % self._checkpoint_every:
+            return False
+        return not self._may_put_off or time.monotonic() - self._saved_at >= self._stall * (1 / CHECKPOINT_SHARE - 1)
+
     def _save(self) -> None:
+        began = time.monotonic()
         self._run.work.require_held()
         state = {name: part.state_dict() for name, part in self._state.items()}
         loop = {
@@ -248,6 +261,8 @@ class Training:
             return
         self._failed_saves = 0
         self._run.work.log("checkpoint", step=self.done)
+        self._saved_at = time.monotonic()
+        self._stall = self._saved_at - began
 
     def _save_later(self, error: Exception, state: Any) -> None:
         """Training goes on without a checkpoint, and the next one is due as ever: space may be made meanwhile."""
@@ -261,7 +276,10 @@ class Training:
                 f"{self._run.step}: {told}; it was tried {MOST_FAILED_SAVES} times: free some space and give the same "
                 "command again, which goes on from the last checkpoint"
             ) from error
-        self._run.warn(f"{told}; training goes on, and tries again after {self._checkpoint_every:,} steps")
+        then = f"training goes on, and tries again after {self._checkpoint_every:,} steps"
+        if self._run.signal:
+            then = "the same command goes on from the one before"
+        self._run.warn(f"{told}; {then}")
 
     def _synchronise(self) -> None:
         if self._run.device.type == "cuda":
@@ -290,7 +308,7 @@ class Training:
 
         def look() -> None:
             nonlocal found
-            found = checkpoint.load_latest(run.work.checkpoints, run.work.quarantine)
+            found = checkpoint.load_latest(run.work.checkpoints, run.work.quarantine, run.work.last_checkpoint())
 
         run.peers.alone(look)
         # A checkpoint is of step 1 or a later one.

@@ -30,7 +30,7 @@ from filelock import SoftFileLease, Timeout
 
 from pipeline.errors import Held
 from pipeline.failpoints import reach
-from pipeline.manifest import FILES, canonical_json
+from pipeline.manifest import FILES, canonical_json, delete
 from pipeline.processes import may_be_alive, this_process
 from pipeline.resources import suppress_full_disk
 
@@ -41,6 +41,7 @@ UNWRITTEN_LOOK_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 """Between two looks at the lease within a training loop."""
 PRIVATE = "out.tmp-"
+LOG = "attempts.jsonl"
 
 
 class Workplace:
@@ -138,8 +139,9 @@ class Workplace:
     def begin(self, *, fresh: bool) -> None:
         """Make the private folder. What dead attempts left is deleted, and checkpoints if `fresh`."""
         if fresh:
-            for folder in (self.checkpoints, self.quarantine):
-                shutil.rmtree(folder, ignore_errors=True)
+            self.log("fresh")
+            for path in (self.checkpoints, self.quarantine):
+                delete(path)
         for left in self.folder.glob(f"{PRIVATE}*"):
             if not may_be_alive(left.name.removeprefix(PRIVATE)):
                 shutil.rmtree(left, ignore_errors=True)
@@ -153,7 +155,7 @@ class Workplace:
         line = {"event": event, "attempt": self.token, "at": time.time()} | values
         self._events.append(line)
         with suppress_full_disk(), suppress(FileNotFoundError):
-            append_line(self.folder / "attempts.jsonl", line)
+            append_line(self.folder / LOG, line)
 
     def clock(self, values: Mapping[str, Any]) -> None:
         """A line in timing.jsonl, if there is space."""
@@ -182,9 +184,22 @@ class Workplace:
                 attempt |= {"ended": event["ended"], "peak_memory_bytes": event.get("peak_memory_bytes")}
         return [*attempts.values()]
 
+    def last_checkpoint(self) -> int:
+        """The step of the newest checkpoint that there should be by the log, 0 if there should be none."""
+        step = 0
+        for event in [*self._events_of_others(), *self._events]:
+            kind = event["event"]
+            if kind == "fresh":
+                step = 0
+            elif kind == "training":  # perhaps with an older one, after damage that was told
+                step = event["first_step"]
+            elif kind == "checkpoint":
+                step = event["step"]
+        return step
+
     def _events_of_others(self) -> Iterator[dict[str, Any]]:
         try:
-            lines = (self.folder / "attempts.jsonl").read_bytes().splitlines()
+            lines = (self.folder / LOG).read_bytes().splitlines()
         except FileNotFoundError:
             return
         for line in lines:
@@ -202,7 +217,8 @@ class Workplace:
     def clear(self) -> None:
         """Empty a finished step's folder, but for the lease, which is still held, and what others are at."""
         reach("work.clear")
-        for path in self.folder.iterdir():
+        # The log first: without the checkpoints that it tells of, they would be missed.
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name != LOG):
             is_private = path.name.startswith(PRIVATE)
             if path == self.not_finite or path.name.startswith("lease"):
                 continue

@@ -11,7 +11,7 @@ from stages.settings.architecture import Architecture
 from stages.settings.losses import OF_SEVERAL_LABELS, CrossEntropy, LossChoice, LossSettings, Sampler
 from stages.settings.pretrain import Projector
 from stages.settings.relation import Relation
-from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
+from stages.settings.training import CANVASES, Optimiser, disk_bytes, map_bytes, weight_bytes
 
 NOT_OF_GIVEN_PAIRS = (
     "pseudo_labels",
@@ -156,7 +156,12 @@ class Finetune(StageSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)
     log_every_seconds: float = setting(10.0, "between two lines of progress", hashed=False, ge=0)
-    checkpoint_every_steps: int = setting(200, "steps between two checkpoints", hashed=False, ge=1)
+    checkpoint_every_steps: int | None = setting(
+        None,
+        "steps between two checkpoints; null: 200, or more where that would take over 1% of the time",
+        hashed=False,
+        ge=1,
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting(
         (), "experiment trackers, by Accelerate", hashed=False
     )
@@ -302,10 +307,11 @@ class Finetune(StageSettings):
         pixels = inputs["views"].sample_bytes / 12 if "views" in inputs else self.image_size**2
         weights, maps = weight_bytes(self.architecture), map_bytes(self.architecture, pixels)
         if "encoder" in inputs:  # the stage that made it told both
-            weights, maps = inputs["encoder"].disk_bytes / 6, inputs["encoder"].sample_bytes
+            weights, maps = inputs["encoder"].weight_bytes, inputs["encoder"].sample_bytes
         shards = inputs["shards"] if "shards" in inputs else Estimate()
         scalar_bytes = {"fp32": 1.0, "bf16": 0.5}[self.precision]
         batch = 1.3 * self.images_per_batch * maps * scalar_bytes
         canvases = CANVASES * self.images_per_batch * shards.sample_bytes
         memory_bytes = int(LIBRARIES_BYTES + 4 * weights + batch + canvases)
-        return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)
+        disk = disk_bytes(weights, self.optimiser)
+        return Estimate(shards.samples, int(maps), disk, memory_bytes, int(weights))

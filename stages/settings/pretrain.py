@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from pipeline.settings import LIBRARIES_BYTES, Estimate, Settings, StageSettings, artifact, setting
 from stages.settings.architecture import Architecture
-from stages.settings.training import CANVASES, Optimiser, map_bytes, weight_bytes
+from stages.settings.training import CANVASES, Optimiser, disk_bytes, map_bytes, weight_bytes
 
 
 class Projector(Settings):
@@ -77,7 +77,12 @@ class Pretrain(StageSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "where to train", hashed=False)
     workers: int = setting(2, "threads that read and decode", hashed=False, ge=1)
     log_every_seconds: float = setting(10.0, "between two lines of progress", hashed=False, ge=0)
-    checkpoint_every_steps: int = setting(200, "steps between two checkpoints", hashed=False, ge=1)
+    checkpoint_every_steps: int | None = setting(
+        None,
+        "steps between two checkpoints; null: 200, or more where that would take over 1% of the time",
+        hashed=False,
+        ge=1,
+    )
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = setting(
         (), "experiment trackers, by Accelerate", hashed=False
     )
@@ -111,5 +116,5 @@ class Pretrain(StageSettings):
         similarities = 4 * TILES * min(2 * batch_size, TILE_ROWS) ** 2
         canvases = CANVASES * batch_size * shards.sample_bytes
         memory_bytes = int(LIBRARIES_BYTES + 4 * weights + batch + similarities + canvases)
-        # Two checkpoints of weights and momentum lie on disk beside the result.
-        return Estimate(shards.samples, int(maps), int(6 * weights), memory_bytes)
+        disk = disk_bytes(weights, self.optimiser)
+        return Estimate(shards.samples, int(maps), disk, memory_bytes, int(weights))

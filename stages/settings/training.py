@@ -41,6 +41,15 @@ def weight_bytes(architecture: Architecture) -> float:
     return 4 * PARAMETERS.get(architecture.backbone, 30e6) * (architecture.width / 64) ** 2
 
 
+CHECKPOINTS = 3
+"""That lie on the disk at a time: KEPT in pipeline/checkpoint.py, and the one that is written."""
+
+
+def disk_bytes(weights: float, optimiser: Optimiser) -> int:
+    """Roughly what training takes on the disk: its result, and checkpoints of weights and the optimiser's state."""
+    return int(weights * (1 + CHECKPOINTS * (3 if optimiser.name == "adamw" else 2)))
+
+
 def map_bytes(architecture: Architecture, pixels: float) -> float:
     """Roughly what the backward pass keeps of one view of this many pixels, in fp32."""
     if pixels > architecture.small_stem_up_to**2:

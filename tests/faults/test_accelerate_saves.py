@@ -1,0 +1,20 @@
+from pathlib import Path
+
+from faults import accelerate_saves
+from faults.tally import Tally
+
+SEED = 6
+
+
+def test_accelerate_under_the_same_faults(tmp_path: Path, is_whole: bool, tally: Tally) -> None:
+    """Counts, for the table, what damage and a full disk do to checkpoints of Accelerate's `save_state`."""
+    seen = accelerate_saves.run(tmp_path, 100 if is_whole else 4, 50 if is_whole else 4, SEED)
+    for kind, counts in seen.items():
+        assert counts["tried"] == counts["error"] + counts["same"] + counts["other"] > 0
+        tried = counts["tried"]
+        if kind == "disk full":
+            note = f"{counts['error']} times the latest did not load, {counts['other']} times with other values"
+            tally.add("disk-full", subject="accelerate", tried=tried, held=counts["same"], note=note)
+        else:
+            note = f"{kind}; {counts['other']} loaded other values without a word; none fell back to an older one"
+            tally.add("checkpoint-damage", subject="accelerate", tried=tried, held=counts["error"], note=note)
