@@ -97,6 +97,7 @@ class Zygote:
         folder: Path,
         *,
         failpoint: str = "",
+        before: tuple[str, Mapping[str, Any]] | None = None,
         environment: Mapping[str, str] | None = None,
         output: Path | None = None,
     ) -> Trial:
@@ -105,6 +106,7 @@ class Zygote:
         Args:
             folder: the working directory, in which the file with the output lies as well, if `output` is None.
             failpoint: as $SIMCLR_FAILPOINT, for this process and not for those that it starts.
+            before: (`module:function`, arguments by name): what the child calls before the command.
         """
         assert self._process.stdin is not None
         output = output or folder / f"output-{time.monotonic_ns()}.txt"
@@ -112,6 +114,7 @@ class Zygote:
             "arguments": [*arguments],
             "folder": str(folder),
             "failpoint": failpoint,
+            "before": before,
             "environment": dict(environment or {}),
             "output": str(output),
         }
@@ -191,6 +194,9 @@ def _become(order: dict[str, Any]) -> None:
         os.environ.update(order["environment"])
         sys.argv = ["simclr", *order["arguments"]]
         failpoints.arm(order["failpoint"])
+        if order["before"]:
+            (module, function), arguments = order["before"][0].split(":"), order["before"][1]
+            getattr(importlib.import_module(module), function)(**arguments)
         cli.main()
         code = 0
     except SystemExit as end:
