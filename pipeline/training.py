@@ -145,7 +145,7 @@ class Training:
             stop = self._run.peers.largest(self._run.signal or 0)  # all ranks stop after the same step
             self._run.work.require_held(now=False)
             self._is_due |= self.done % self._checkpoint_every == 0
-            # Not while steps are passed over: what is the matter may lie in the weights, and a way back leads before it.
+            # Not while steps are passed over: what is wrong may lie in the weights, and the way back leads before it.
             if stop or (self._is_due and self.done < self._total and not self._guard.in_a_row):
                 self._is_due = False
                 with self.part("checkpoint"):

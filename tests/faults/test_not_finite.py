@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_steps_that_are_not_finite_are_passed_over_on_all_ranks(
             assert [line["step"] for line in seen] == [*range(STEPS)], where
             assert [line["step"] for line in seen if not line["taken"]] == one.steps, where
             assert all(line["before"] == line["after"] for line in seen), f"weights, optimiser, buffers; {where}"
-            moved = [before["before"] != after["before"] for before, after in zip(seen, seen[1:], strict=False)]
+            moved = [before["before"] != after["before"] for before, after in pairwise(seen)]
             assert moved == [line["taken"] for line in seen[:-1]], where
             digests.append([line["before"] for line in seen])
         assert all(other == digests[0] for other in digests), f"all ranks have the same; {where}"
@@ -189,7 +190,9 @@ def test_the_batch_is_kept_and_the_rank_and_cause_are_named(
             ], where
             for path, step in zip(kept, one.steps[-KEPT:], strict=True):
                 tensors, facts = load_file(path), json.loads(path.with_suffix(".json").read_text())
-                assert (facts["step"], facts["rank"], facts["holds"]) == (step + 1, rank, ["sample_ids", "images"]), where
+                assert (facts["step"], facts["rank"], facts["holds"]) == (step + 1, rank, ["sample_ids", "images"]), (
+                    where
+                )
                 assert tensors["sample_ids"].tolist() == batches[step]["ids"], where
                 is_here = one.kind == "images" and rank == one.rank
                 assert bool(torch.isfinite(tensors["images"]).all()) != is_here, where
