@@ -31,13 +31,13 @@ steps: {shards: {stage: shard, source: "folder:images", workers: 3, near_duplica
 """
 
 
-def many_processes(others_alone: bool = True, dies_with_lock: bool = False) -> None:
+def many_processes(dies_with_lock: bool = False) -> None:
     """Called in the child: so few images are packed by several processes, and by the others alone."""
-    packing_processes.PROCESSES_FROM = 0
-    if others_alone:
-        packing_processes._Work.take_back = lambda _: False  # type: ignore[method-assign]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(packing_processes, "PROCESSES_FROM", 0)
+    patch.setattr(packing_processes._Work, "take_back", lambda _: False)
     if dies_with_lock:
-        packing_processes._pack_in_worker = die_with_the_lock
+        patch.setattr(packing_processes, "_pack_in_worker", die_with_the_lock)
 
 
 def die_with_the_lock(part: Chunk, candidates: list[tuple[Any, ...]]) -> None:
