@@ -6,6 +6,7 @@ A state is a tree of dicts, lists, numbers, texts and tensors, as `state_dict()`
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,7 @@ def save(folder: Path, step: int, state: Any) -> Path:
     """
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "", tensors)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NotFinite(f"step {step}: {name} holds NaN or infinity; no checkpoint is written")
+    require_finite(step, tensors)
     place = _place(folder, step)
     for left in folder.glob(f"{PRIVATE}*"):  # of processes that were killed while they wrote
         if not may_be_alive(left.name.removeprefix(PRIVATE)):
@@ -78,6 +77,23 @@ def save(folder: Path, step: int, state: Any) -> Path:
                 shutil.rmtree(old.rename(folder / f"{PRIVATE}{this_process()}-{old.name}"), ignore_errors=True)
             reach("checkpoint.pruned")
     return place
+
+
+def require_finite(step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Let nothing through that holds NaN or infinity.
+
+    Args:
+        step: steps of the training loop that are done, for the message.
+
+    Raises:
+        NotFinite: names the tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(
+                f"after step {step:,} {name.lstrip('/')} holds NaN or infinity, and nothing is written of it: a lower "
+                "learning rate, gradient_clip, or precision fp32 usually mends it"
+            )
 
 
 def size_bytes(state: Any) -> int:

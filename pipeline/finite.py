@@ -1,15 +1,16 @@
 """Steps whose loss or gradient is not finite: passed over as if they had not been, and kept for whoever asks why."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pipeline.manifest import canonical_json
 from pipeline.ranks import Ranks
-from pipeline.resources import suppress_full_disk
+from pipeline.resources import is_full_disk
 
 MOST_IN_A_ROW = 3
 """Steps that are passed over; the next goes back to the last checkpoint."""
@@ -24,6 +25,8 @@ CAUSES = {
     "gradient": "the backward pass: a lower learning rate, gradient_clip, or precision fp32 usually mends it",
 }
 """Where the first number that is not finite was seen, and what that usually means."""
+NEVER = 2**31
+"""In place of a gradient's number: none of them was seen to be not finite."""
 
 
 class FiniteGuard:
@@ -33,11 +36,12 @@ class FiniteGuard:
     is not finite, and DistributedDataParallel's mean carries it to all.
 
     Args:
-        modules: whose buffers (statistics of batch norm, memory of a loss) change in a forward pass.
+        modules: that are trained, whose buffers (statistics of batch norm, memory of a loss) change in a forward pass.
         folder: where batches are kept.
     """
 
     def __init__(self, modules: Iterable[nn.Module], folder: Path, ranks: Ranks):
+        modules = [*modules]
         buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
         # By type, since only equal ones are copied all at once.
         self._buffers = [
@@ -49,12 +53,19 @@ class FiniteGuard:
         """Steps that were passed over: since the last that was not, and in all."""
         self.returns = 0
         """To the last checkpoint."""
+        self.is_kept = False
+        """Whether the last batch that was passed over is kept: the disk may be full."""
+        self._parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
+        self._hooks: list[RemovableHandle] = []
+        self._seen = 0
+        self._first: Tensor | None = None
 
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember the buffers as they are before the forward pass."""
         for before, group in zip(self._before, self._buffers, strict=True):
             torch._foreach_copy_(before, group)
+        self._seen, self._first = 0, None
 
     @staticmethod
     def backward(loss: Tensor) -> None:
@@ -68,49 +79,89 @@ class FiniteGuard:
         """Whether the step can be taken. If not, the buffers are as before it, and the batch is kept.
 
         Args:
+            step: at hand, counted from 1.
             gradient_norm: of the whole gradient, equal on all ranks.
             captured: what the batch was, by name.
         """
         if bool(torch.isfinite(gradient_norm)):
+            if self._hooks:
+                self._look_at_gradients(False)
             self.in_a_row = 0
             return True
         for before, group in zip(self._before, self._buffers, strict=True):
             torch._foreach_copy_(group, before)
         self.in_a_row += 1
         self.passed_over += 1
-        with suppress_full_disk():
-            self._keep(step, loss, captured)
+        self._keep(step, loss, captured)
         return False
 
-    def cause(self, loss: Tensor, captured: Mapping[str, Tensor]) -> tuple[int, str]:
-        """(rank, key of CAUSES): where the first number that is not finite was seen. All ranks ask together."""
+    def cause(self, loss: Tensor, captured: Mapping[str, Tensor]) -> tuple[list[int], str]:
+        """(ranks, key of CAUSES): where the first number that is not finite was seen. All ranks ask together.
+
+        Of a gradient that can be told from the second step in a row on.
+        """
         names = [*CAUSES]
-        found = len(names) - 1
+        found = len(names) - 1 + (0 if self._first is None else int(self._first))
         if not _is_finite(loss):
             found = names.index("loss")
         if not all(_is_finite(one) for one in captured.values()):
             found = names.index("images")
+        self._look_at_gradients(self._ranks.size > 1)
         seen = self._ranks.gather(torch.tensor([found])).tolist()
-        return seen.index(min(seen)), names[min(seen)]
+        first = min(seen)
+        return [rank for rank, one in enumerate(seen) if one == first], names[min(first, len(names) - 1)]
+
+    def _look_at_gradients(self, wanted: bool) -> None:
+        """Look at each one before it is averaged over the ranks, after which all are alike; costs something."""
+        if wanted and not self._hooks:
+            self._hooks = [one.register_hook(self._look) for one in self._parameters]
+        if not wanted:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+
+    @torch.no_grad()
+    def _look(self, gradient: Tensor) -> None:
+        """Which gradient of this backward pass was the first that is not finite. They come in one order on all ranks;
+        batch norm carries what one has from there to all, so that only the first tells whose it was.
+        """
+        number = torch.where(torch.isfinite(gradient).all(), NEVER, self._seen)
+        self._first = number if self._first is None else torch.minimum(self._first, number)
+        self._seen += 1
 
     def _keep(self, step: int, loss: Tensor, captured: Mapping[str, Tensor]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = sorted(self.folder.glob(f"*-rank-{self._ranks.rank}.json"))
+        path = self.folder / f"step-{step:09d}-rank-{self._ranks.rank}.safetensors"
+        kept = sorted({*self.folder.glob(f"*-rank-{self._ranks.rank}.safetensors")} - {path})
         for old in kept[: max(0, len(kept) + 1 - KEPT)]:
             old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
-        name = f"step-{step:09d}-rank-{self._ranks.rank}"
+            old.with_suffix(".json").unlink(missing_ok=True)
         tensors = {key: value.detach().cpu().contiguous() for key, value in captured.items()}
-        save_file(tensors, self.folder / f"{name}.safetensors")
         facts = {"step": step, "rank": self._ranks.rank, "loss": repr(float(loss)), "holds": [*captured]}
-        (self.folder / f"{name}.json").write_bytes(canonical_json(facts))
+        self.is_kept = True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path)
+            path.with_suffix(".json").write_bytes(canonical_json(facts))
+        except Exception as error:
+            if not is_full_disk(error):
+                raise
+            self.is_kept = False  # it tells why, and is no part of the result
+            for part in (path, path.with_suffix(".json")):
+                part.unlink(missing_ok=True)
 
 
 def _is_finite(values: Tensor) -> bool:
     return not values.is_floating_point() or bool(torch.isfinite(values).all())
 
 
-def in_words(step: int, rank: int, cause: str, ranks: int) -> str:
-    """A line about a step that cannot be taken."""
-    where = f" on rank {rank}" if ranks > 1 else ""
+def in_words(step: int, cause: str, of_ranks: Sequence[int], ranks: int) -> str:
+    """A line about a step that cannot be taken.
+
+    Args:
+        of_ranks: where it was seen, of `ranks`.
+    """
+    where = ""
+    if ranks > 1:
+        all_of_them = len(of_ranks) == ranks
+        where = " on all ranks" if all_of_them else f" on rank {' and '.join(map(str, of_ranks))}"
     return f"step {step:,}: loss or gradient is not finite{where}, first in {CAUSES[cause]}"

@@ -8,6 +8,7 @@ other steps depends on the number of processes.
 import json
 import os
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,24 +51,44 @@ class Ranks:
         self.place, self.rank, self.size = place, place.rank, place.ranks
         self._shared = store
         self._messages = self._marks = self._groups = 0
+        self._patience = patience()
 
     @property
     def _store(self) -> distributed.Store:
         assert self._shared is not None, "only one of several ranks has others to speak to"
         return self._shared
 
+    def _ask(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        """Ask something of the store. Where its keeper was stopped that would wait for ever: this process ends then."""
+        timer = threading.Timer(self._patience, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            return operation(*arguments)
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        """No exception, since the main thread waits in a library that knows no end."""
+        told = (
+            f"simclr: rank {self.rank} lost another: who keeps the place where the ranks meet does not answer for "
+            f"{self._patience:g} seconds ($SIMCLR_RANK_TIMEOUT)\n"
+        )
+        os.write(2, told.encode())
+        os._exit(RankLost.exit_code)
+
     # Between steps
 
     def tell(self, message: dict[str, Any] | None) -> None:
         """Rank 0 says what comes next; None: nothing more."""
         self._messages += 1
-        self._store.set(f"message/{self._messages}", json.dumps(message))
+        self._ask(self._store.set, f"message/{self._messages}", json.dumps(message))
 
     def listen(self) -> dict[str, Any] | None:
         """What rank 0 says next, however long it takes."""
         self._messages += 1
         self._wait(f"message/{self._messages}")
-        return json.loads(self._store.get(f"message/{self._messages}"))
+        return json.loads(self._ask(self._store.get, f"message/{self._messages}"))
 
     def alone(self, work: Callable[[], None]) -> None:
         """Rank 0 does some work, the others wait until it is done, however long it takes."""
@@ -79,7 +100,7 @@ class Ranks:
 
     def _point(self, key: str) -> None:
         if self.rank == 0:
-            self._store.set(key, "done")
+            self._ask(self._store.set, key, "done")
         else:
             self._wait(key)
 
@@ -87,7 +108,7 @@ class Ranks:
         """Rank 0 waits until all others have come here as well, which has to be soon."""
         self._marks += 1
         if self.rank > 0:
-            self._store.set(f"mark/{self._marks}/{self.rank}", "here")
+            self._ask(self._store.set, f"mark/{self._marks}/{self.rank}", "here")
         else:
             for rank in range(1, self.size):
                 self._wait(f"mark/{self._marks}/{rank}", patience())
@@ -100,7 +121,7 @@ class Ranks:
             RankLost: it took longer than `seconds`.
         """
         started = time.monotonic()
-        while not self._store.check([key]):
+        while not self._ask(self._store.check, [key]):
             code = self._failure()
             if code is not None:
                 raise AlreadyTold(code)
@@ -221,13 +242,14 @@ class Ranks:
         """What this rank ends with: `error` if it is the first that failed, and otherwise a quiet end."""
         code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
         ends: BaseException = error
+        self._patience = min(self._patience, PARTING_SECONDS)  # whoever is waited for may hang
         try:
             if _lost(error):
                 reason = str(error).strip().splitlines()[0]
                 ends = error if isinstance(error, RankLost) else RankLost(f"rank {self.rank} lost another: {reason}")
                 code = RankLost.exit_code
                 self._look_for_the_cause()
-            told = json.loads(self._store.compare_set("failure", "", json.dumps([self.rank, code])))
+            told = json.loads(self._ask(self._store.compare_set, "failure", "", json.dumps([self.rank, code])))
             if not _lost(error):
                 self._leave()
         except RuntimeError:  # the store is gone, and with it the rank that held it
@@ -240,10 +262,10 @@ class Ranks:
 
     def _leave(self) -> None:
         """Rank 0, which may hold the store, lets the others leave first, if they come to it."""
-        left, until = self._store.add("left", 1), time.monotonic() + PARTING_SECONDS
+        left, until = self._ask(self._store.add, "left", 1), time.monotonic() + PARTING_SECONDS
         while self.rank == 0 and left < self.size and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
-            left = self._store.add("left", 0)
+            left = self._ask(self._store.add, "left", 0)
 
     def _look_for_the_cause(self) -> None:
         until = time.monotonic() + BLAME_SECONDS
@@ -252,7 +274,9 @@ class Ranks:
 
     def _failure(self) -> int | None:
         """The exit code of the first rank that failed."""
-        return json.loads(self._store.get("failure"))[1] if self._store.check(["failure"]) else None
+        if not self._ask(self._store.check, ["failure"]):
+            return None
+        return json.loads(self._ask(self._store.get, "failure"))[1]
 
 
 def _lost(error: BaseException) -> bool:

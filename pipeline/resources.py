@@ -87,5 +87,8 @@ def exhausted(error: BaseException, where: str, lower: Sequence[str] = ()) -> No
         )
     if is_out_of_memory(error):
         mend = f"lower {' or '.join(lower)}" if lower else "end other programs, or take a machine with more"
-        return NoSpace(f"{where}: memory is exhausted: {mend}, and give the command again; what was finished is kept")
+        what = "memory is exhausted"
+        if type(error).__name__ == "BrokenProcessPool":
+            what = "one of its processes was killed, as the system does where memory is exhausted"
+        return NoSpace(f"{where}: {what}: {mend}, and give the command again; what was finished is kept")
     return None

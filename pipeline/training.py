@@ -75,6 +75,8 @@ class Training:
         modules = (part for part in state.values() if isinstance(part, nn.Module))
         self._guard = FiniteGuard(modules, run.work.not_finite, run.peers)
         self._failed_saves = 0
+        self._is_owed = False
+        """Whether a checkpoint was due and has not been written yet."""
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._waited = 0.0
@@ -89,10 +91,6 @@ class Training:
         self._metrics.parent.mkdir(parents=True, exist_ok=True)
         found = self._find()
         if found is not None:
-            for damage in found.damaged:
-                self._run.warn(f"checkpoint set aside: {damage}")
-            if found.damaged:
-                self._run.warn(f"{found.steps_lost:,} steps are lost with that, and are done again")
             self._restore(found)
             self._run.reporter.line(f"resumes after step {self.done:,} of {self._total:,}")
         self._run.work.log("training", first_step=self.done)
@@ -122,7 +120,7 @@ class Training:
         Raises:
             Interrupted: a signal came; a checkpoint was written.
             NotFinite: steps cannot be taken, one after another, also after a return to the last checkpoint; or a value
-                that was recorded became NaN or infinite.
+                that was recorded, or what was trained, became NaN or infinite.
             NoSpace: the disk is full, and no checkpoint could be written for some time.
             Held: another process has taken over.
         """
@@ -157,6 +155,9 @@ class Training:
                     self._run.peers.alone(self._save)
             if stop:
                 raise Interrupted(stop)
+        for name, part in self._state.items():  # what is written next was in no checkpoint
+            if isinstance(part, nn.Module):
+                checkpoint.require_finite(self.done, {f"{name}/{key}": one for key, one in part.state_dict().items()})
 
     def part(self, name: str) -> AbstractContextManager[None]:
         """`with training.part("views"): ...` names what the time inside is spent on, for `--profile`."""
@@ -179,12 +180,14 @@ class Training:
         Raises:
             NotFinite: that did not help twice; names step, rank and likely cause.
         """
-        if self._guard.accepts(self.done, loss, gradient_norm, captured):
+        step = self.done + 1  # as in metrics.jsonl
+        if self._guard.accepts(step, loss, gradient_norm, captured):
             return True
-        rank, cause = self._guard.cause(loss, captured)
-        told = finite.in_words(self.done, rank, cause, self._run.ranks)
+        ranks, cause = self._guard.cause(loss, captured)
+        told = finite.in_words(step, cause, ranks, self._run.ranks)
         if self._guard.in_a_row <= finite.MOST_IN_A_ROW:
-            self._run.warn(f"{told}; the step is passed over, its batch is kept in {self._guard.folder}")
+            kept = f", its batch is kept in {self._guard.folder}" if self._guard.is_kept else ""
+            self._run.warn(f"{told}; the step is passed over{kept}")
             return False
         last = "no checkpoint was written yet"
         if self._guard.returns < finite.MOST_RETURNS and self._has_checkpoint():
@@ -237,8 +240,11 @@ class Training:
 
     def _is_due(self) -> bool:
         """Whether a checkpoint follows this step, as rank 0 sees it."""
-        if self._run.rank > 0 or self.done == self._total or self.done % self._checkpoint_every:
+        self._is_owed |= self.done % self._checkpoint_every == 0
+        # Not while steps are passed over: what is wrong may lie in the weights, and the way back leads before it.
+        if self._run.rank > 0 or not self._is_owed or self.done == self._total or self._guard.in_a_row:
             return False
+        self._is_owed = False
         return not self._may_put_off or time.monotonic() - self._saved_at >= self._stall * (1 / CHECKPOINT_SHARE - 1)
 
     def _save(self) -> None:
@@ -301,6 +307,7 @@ class Training:
         self._progress.advance(found.step - self.done)
         self._restore(found)
         self._guard.returns, self._guard.passed_over, self._guard.in_a_row = returns, passed_over, 0
+        self._is_owed = False
 
     def _find(self) -> Checkpoint | None:
         """The newest checkpoint that is whole. Rank 0 looks for it, and the others read the same."""
@@ -311,6 +318,10 @@ class Training:
             found = checkpoint.load_latest(run.work.checkpoints, run.work.quarantine, run.work.last_checkpoint())
 
         run.peers.alone(look)
+        if found is not None and found.damaged:
+            for damage in found.damaged:
+                run.warn(f"checkpoint set aside: {damage}")
+            run.warn(f"{found.steps_lost:,} steps are lost with that, and are done again")
         # A checkpoint is of step 1 or a later one.
         step = run.peers.largest(found.step if found is not None else 0)
         return checkpoint.load(run.work.checkpoints, step) if run.rank > 0 and step else found

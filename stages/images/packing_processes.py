@@ -3,6 +3,7 @@
 What is written is the same, byte for byte, however many there are.
 """
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -119,8 +120,19 @@ def join(chunk: Chunk, parts: Sequence[Packed]) -> Packed:
     )
 
 
-STOPPED = -1
-_progress: "Synchronized[int] | None" = None  # in a worker process: images done, or STOPPED
+class _Shared(NamedTuple):
+    """What this process and the others tell one another. Nobody waits for the lock here: one that is killed keeps it.
+
+    Attributes:
+        progress: images that the others have done.
+        stopped: 1 once they are to leave off.
+    """
+
+    progress: "Synchronized[int]"
+    stopped: "ctypes.c_byte"
+
+
+_shared: _Shared | None = None  # in a worker process
 
 
 def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[[int], None]) -> Iterator[Packed]:
@@ -129,17 +141,17 @@ def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[
     It works while they start, and a set of small images is often packed by then.
     """
     context = multiprocessing.get_context("spawn")
-    progress = context.Value("q", 0)
+    shared = _Shared(context.Value("q", 0), context.RawValue("b", 0))
     shown = 0
 
     def show(own: int) -> None:
         nonlocal shown
-        done = progress.value
+        done = shared.progress.get_obj().value
         advance(own + done - shown)
         shown = done
 
     length = math.ceil(sum(len(chunk.candidates) for chunk in chunks) / (PARTS_PER_PROCESS * workers))
-    executor = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(progress,))
+    executor = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(shared,))
     pending: deque[tuple[Chunk, list[_Work]]] = deque()
     try:
         for chunk in chunks:
@@ -152,8 +164,7 @@ def _pack_in_processes(chunks: Sequence[Chunk], workers: int, advance: Callable[
             yield from _join_first(pending)
         show(0)
     finally:
-        with progress.get_lock():
-            progress.value = STOPPED
+        shared.stopped.value = 1
         executor.shutdown(cancel_futures=True)
 
 
@@ -205,9 +216,9 @@ def _to_send(part: Chunk) -> tuple[Chunk, list[tuple[Any, ...]]]:
     return replace(part, candidates=[]), fields
 
 
-def _start_worker(progress: "Synchronized[int]") -> None:
-    global _progress
-    _progress = progress
+def _start_worker(shared: _Shared) -> None:
+    global _shared
+    _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well, and says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -226,8 +237,8 @@ def _pack_in_worker(part: Chunk, candidates: list[tuple[Any, ...]]) -> Packed:
 
 
 def _advance_in_worker(count: int) -> None:
-    assert _progress is not None
-    with _progress.get_lock():
-        if _progress.value == STOPPED:
-            raise InterruptedError("packing was stopped")
-        _progress.value += count
+    assert _shared is not None
+    if _shared.stopped.value:
+        raise InterruptedError("packing was stopped")
+    with _shared.progress.get_lock():
+        _shared.progress.value += count

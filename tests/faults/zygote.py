@@ -5,6 +5,7 @@ failpoint in. The parent of all has one thread, so that it can be forked: torch 
 process talks to it by pipes.
 """
 
+import importlib
 import json
 import os
 import select
@@ -99,15 +100,15 @@ class Zygote:
         failpoint: str = "",
         environment: Mapping[str, str] | None = None,
         output: Path | None = None,
-        prelude: Sequence[str | int] = (),
+        prelude: Sequence[Any] = (),
     ) -> Trial:
         """Run `simclr ARGUMENTS`.
 
         Args:
             folder: the working directory, in which the file with the output lies as well, if `output` is None.
             failpoint: as $SIMCLR_FAILPOINT, for this process and not for those that it starts.
-            prelude: a function of faults/preludes.py, by name, and its arguments: it is called first, and may
-                end the process.
+            prelude: a function (of faults/preludes.py by its name, of another module as `module:function`) and its
+                arguments (by place, or one mapping by name): it is called first, and may end the process.
         """
         assert self._process.stdin is not None
         output = output or folder / f"output-{time.monotonic_ns()}.txt"
@@ -197,8 +198,7 @@ def _become(order: dict[str, Any]) -> None:
         sys.argv = ["simclr", *order["arguments"]]
         failpoints.arm(order["failpoint"])
         if order["prelude"]:
-            name, *given = order["prelude"]
-            getattr(preludes, name)(*given)
+            _call(*order["prelude"])
         cli.main()
         code = 0
     except SystemExit as end:
@@ -211,16 +211,23 @@ def _become(order: dict[str, Any]) -> None:
         os._exit(code)
 
 
+def _call(name: str, *given: Any) -> None:
+    module, _, function = name.rpartition(":")
+    called = getattr(importlib.import_module(module or "faults.preludes"), function)
+    if len(given) == 1 and isinstance(given[0], dict):
+        called(**given[0])
+    else:
+        called(*given)
+
+
 if __name__ == "__main__":
     # Only here, since tests import this module as well.
-    import importlib
     import threading
     import traceback
 
     import pyarrow.dataset  # which pyarrow imports when it first reads a table
     import torch
 
-    from faults import preludes
     from pipeline import cli, failpoints, worker
     from stages.settings import STAGES
 
