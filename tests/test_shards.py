@@ -19,10 +19,11 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
+from pipeline.manifest import seal
 from stages.images import DamagedShard, open_shards, packing, packing_processes
 from stages.images.decode import decode_rgb
 from stages.images.encode import Storage
-from stages.images.index import Row, rows_table, write_index, write_summary
+from stages.images.index import Row, read_index, rows_table, write_index, write_summary
 from stages.images.packing import Chunk, Packed, PixelSums, make_chunks, pack_chunk
 from stages.images.packing_processes import cut, join, pack
 from stages.sources.candidates import Candidate
@@ -270,8 +271,8 @@ def break_summary(folder: Path) -> None:
     ("damage", "named"),
     [
         (cut_tar, r"train-000001\.tar has \d+ bytes instead of \d+"),
-        (empty_tar, r"train-000001\.tar"),
-        (lose_tar, r"train-000001\.tar.*No such file"),
+        (empty_tar, r"train-000001\.tar has 0 bytes"),
+        (lose_tar, r"train-000001\.tar.*No such file.*: sample 10 \(010\) and 9 more cannot be read"),
         (cut_index, r"index\.parquet"),
         (shorten_index, "20 samples of 23"),
         (lose_summary, r"shards\.json.*No such file"),
@@ -282,6 +283,68 @@ def test_damaged_files_are_named_on_opening(damageable: Path, damage: Callable[[
     damage(damageable)
     with pytest.raises(DamagedShard, match=named):
         open_shards(damageable, "train")
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """The files of an artifact as a store has it."""
+    write_shards(tmp_path / "files", mixed_images(), images_per_shard=10)
+    seal(tmp_path)
+    return tmp_path / "files"
+
+
+def exchange_labels(folder: Path) -> None:
+    """Of the first two samples, in an index that is in order otherwise."""
+    rows = pq.read_table(folder / "index.parquet").drop_columns("id").to_pylist()
+    rows[0]["label"], rows[1]["label"] = rows[1]["label"], rows[0]["label"]
+    write_index(folder, [rows_table([Row(**row) for row in rows])])
+
+
+def rename_a_class(folder: Path) -> None:
+    path = folder / "shards.json"
+    path.write_text(path.read_text().replace('"x"', '"X"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"), [(exchange_labels, r"index\.parquet is damaged"), (rename_a_class, r"shards\.json is damaged")]
+)
+def test_what_the_index_says_is_held_against_the_manifest(
+    published: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    opened = open_shards(published, "train")
+    damage(published)
+    with pytest.raises(DamagedShard, match=named) as error:
+        open_shards(published, "train")
+    assert error.value.exit_code == 4
+    assert "makes the shards again" in str(error.value)
+    if damage is exchange_labels:
+        with pytest.raises(DamagedShard, match=named):
+            opened.keys  # noqa: B018 - read when it is asked for
+    (published.parent / "manifest.json").unlink()
+    assert len(open_shards(published, "train")) == 23, "a copy without a manifest serves"
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"files": {}}', '{"files": {"index.parquet": {"size": 1}}}'])
+def test_a_damaged_manifest_is_named(published: Path, manifest: str) -> None:
+    (published.parent / "manifest.json").write_text(manifest)
+    with pytest.raises(DamagedShard, match=r"manifest\.json does not tell what index\.parquet was"):
+        read_index(published, "train")
+
+
+def test_what_a_cut_tar_has_lost_is_named(damageable: Path) -> None:
+    rows = pq.read_table(damageable / "index.parquet").to_pylist()
+    path = damageable / "train-000001.tar"
+    content = path.read_bytes()
+    whole, third = (rows[number]["offset"] + rows[number]["size"] for number in (19, 12))
+    lost = {len(content) - 1: None, whole: None, whole - 1: "019", third: "013", 0: "010"}
+    for size, first in lost.items():
+        path.write_bytes(content[:size])
+        with pytest.raises(DamagedShard) as error:
+            open_shards(damageable, "train")
+        assert f"{path} has {size} bytes instead of {len(content)}" in str(error.value)
+        assert (first is None) == ("cannot be read" not in str(error.value))
+        more = "" if first == "019" else f" and {19 - int(first or 0)} more"
+        assert first is None or f": sample {int(first)} ({first}){more} cannot be read" in str(error.value)
 
 
 def test_a_split_that_is_not_there_is_named(mixed: Path):

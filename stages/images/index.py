@@ -1,5 +1,6 @@
 """The index of an artifact of shards: where every sample lies, and what it must be."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from pipeline.failpoints import reach
 INDEX_FILE = "index.parquet"
 SUMMARY_FILE = "shards.json"
 REJECTED_FILE = "rejected.jsonl"
+MANIFEST_FILE, FILES_FOLDER = "manifest.json", "files"
+"""Of an artifact in a store: the digests of its files, and beside it the folder that these are in."""
 FORMAT = 1
 NO_LABEL = -1
 ATTRIBUTE = "attribute."
@@ -42,6 +45,9 @@ class DamagedShard(Exception):
     """Shards or their index are not as they were written."""
 
     exit_code = 4
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; `simclr run RECIPE STEP --force` makes the shards again")
 
 
 class NoSuchAttribute(ValueError):
@@ -132,9 +138,13 @@ def read_index(folder: Path, split: str | Sequence[str], columns: Sequence[str] 
     Args:
         columns: those that are wanted, all but attributes by default. Names of shards and formats then come as
             dictionaries.
+
+    Raises:
+        DamagedShard: it cannot be read, or is not the one that was published.
     """
     fields = SCHEMA if columns is None else [_as_dictionary(_field(name)) for name in columns]
     repeated = [field.name for field in fields if pa.types.is_dictionary(field.type)]
+    require_published(folder / INDEX_FILE)
     try:
         return pq.read_table(
             folder / INDEX_FILE,
@@ -167,9 +177,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Read shards.json.
 
     Raises:
-        DamagedShard: it is missing or no JSON.
+        DamagedShard: it is missing, no JSON, or not the one that was published.
         ValueError: a newer version wrote it.
     """
+    require_published(folder / SUMMARY_FILE)
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -177,3 +188,28 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if summary["format"] > FORMAT:
         raise ValueError(f"{folder / SUMMARY_FILE} has format {summary['format']}; this version reads up to {FORMAT}")
     return summary
+
+
+def require_published(path: Path) -> None:
+    """Hold a file of an artifact against the manifest of a store: what it says of samples has no other check.
+
+    Nothing happens where there is no manifest: while shards are made, and where they were copied to by hand.
+
+    Raises:
+        DamagedShard: the file or the manifest cannot be read, or they do not fit together.
+    """
+    folder = path.parent.resolve()
+    manifest = folder.parent / MANIFEST_FILE
+    if folder.name != FILES_FOLDER or not manifest.exists():
+        return
+    try:
+        published = json.loads(manifest.read_bytes())["files"][path.name]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedShard(f"{manifest} does not tell what {path.name} was ({error!r})") from error
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DamagedShard(f"cannot read {path}: {error}") from error
+    if found != published:
+        raise DamagedShard(f"{path} is damaged: its content is not that of {manifest}")

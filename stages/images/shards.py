@@ -1,6 +1,7 @@
 """Reading samples from shards: memory-mapped tars, an index, a hash checked on every read."""
 
 import mmap
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -316,12 +317,21 @@ class Shards:
         expected = tar_size(int(self._offsets[last]) + padded(int(self._bytes[last])))
         try:
             with path.open("rb") as file:
-                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
-            raise DamagedShard(f"cannot open {path}: {error}") from error
-        if len(view) != expected:
-            raise DamagedShard(f"{path} has {len(view)} bytes instead of {expected}")
-        return view
+                size = os.fstat(file.fileno()).st_size
+                if size == expected:
+                    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise DamagedShard(f"cannot open {path}: {error}{self._lost(name, 0)}") from error
+        raise DamagedShard(f"{path} has {size} bytes instead of {expected}{self._lost(name, size)}")
+
+    def _lost(self, name: str, size: int) -> str:
+        """Which samples do not lie within the first `size` bytes of a tar, in words; none where all do."""
+        is_lost = (self._shard_numbers == self._shard_names.index(name)) & (self._offsets + self._bytes > size)
+        if not is_lost.any():
+            return ""
+        first = int(np.argmax(is_lost))
+        more = f" and {is_lost.sum() - 1:,} more" if is_lost.sum() > 1 else ""
+        return f": sample {int(self.sample_ids[first])} ({self._key(first)}){more} cannot be read"
 
     def _damaged(self, position: int, what: str) -> DamagedShard:
         shard = self._shard_names[self._shard_numbers[position]]
