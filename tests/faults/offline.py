@@ -20,7 +20,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
         return
     address = arguments[0] if event.startswith("socket.get") else arguments[1]
     host = address[0] if isinstance(address, tuple) else address
-    if host is None or event.startswith("socket.send") and not isinstance(address, tuple):
+    if host is None or (event.startswith("socket.send") and not isinstance(address, tuple)):
         return
     text = host.decode(errors="replace") if isinstance(host, bytes) else str(host)
     is_unix = not isinstance(address, tuple) and not event.startswith("socket.get")
