@@ -3,7 +3,6 @@
 A state is a tree of dicts, lists, numbers, texts and tensors, as `state_dict()` gives it.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import NotFinite, NoUsableCheckpoint
 from pipeline.failpoints import reach
-from pipeline.manifest import FILES, canonical_json, check, commit_folder, delete, seal
+from pipeline.manifest import FILES, canonical_json, check, commit_folder, delete, parse_json, seal
 from pipeline.processes import may_be_alive, this_process
 
 KEPT = 2
@@ -128,6 +128,8 @@ def load_latest(folder: Path, quarantine: Path, written: int = 0) -> Checkpoint 
             problem = f"{problems[0].path} {problems[0].problem}"
         except FileNotFoundError as error:
             problem = f"{error.filename} is missing"
+        except UnreadableState as error:
+            problem = str(error)
         if not place.exists():  # another process, at the same step where leases do not hold, pruned it
             continue
         damaged.append(f"{place.name}: {problem}")
@@ -149,14 +151,37 @@ def load(folder: Path, step: int) -> Checkpoint:
     return Checkpoint(*_read(_place(folder, step)), [])
 
 
+class UnreadableState(Exception):
+    """A checkpoint has its manifest's bytes, and they are none that a training loop wrote."""
+
+
 def _read(place: Path) -> tuple[int, Any]:
-    """The step and the state in a checkpoint's folder."""
-    data = json.loads((place / FILES / "state.json").read_bytes())
-    if data["format"] != FORMAT:
-        raise NoUsableCheckpoint(
-            f"{place} has format {data['format']}, and this version reads {FORMAT}: --fresh starts again from step 0"
-        )
-    return data["step"], _unpack(data["state"], load_file(place / FILES / "state.safetensors"))
+    """The step and the state in a checkpoint's folder.
+
+    Raises:
+        UnreadableState: names the file.
+        NoUsableCheckpoint: another version wrote it.
+    """
+    values, tensors = place / FILES / "state.json", place / FILES / "state.safetensors"
+    try:
+        data = parse_json(values.read_bytes())
+        if data["format"] != FORMAT:
+            raise NoUsableCheckpoint(
+                f"{place} has format {data['format']}, and this version reads {FORMAT}: --fresh starts again from "
+                "step 0"
+            )
+        if type(data["step"]) is not int or place.name != f"step-{data['step']:09d}":
+            raise UnreadableState(f"{values.name}: step: {data['step']!r} is not that of its folder")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableState(f"{values.name} cannot be read: {error}") from error
+    try:
+        loaded = load_file(tensors)
+    except SafetensorError as error:
+        raise UnreadableState(f"{tensors.name} cannot be read: {error}") from error
+    try:
+        return data["step"], _unpack(data["state"], loaded)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # RecursionError is one of the last
+        raise UnreadableState(f"{values.name}: state: {error} does not fit {tensors.name}") from error
 
 
 def _place(folder: Path, step: int) -> Path:

@@ -17,6 +17,7 @@ from pipeline import display, encoders, launcher, runner
 from pipeline.comparison import compare
 from pipeline.errors import AlreadyTold, DamagedArtifact, Interrupted, UsageError
 from pipeline.host import keep_freed_memory, sleep_soon
+from pipeline.manifest import parse_json
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.resources import exhausted
 from pipeline.schema import recipe_schema
@@ -209,16 +210,27 @@ def _resolve(store: Path | None, reference: str) -> tuple[Store, Version, Record
     return opened, version, opened.record(version.stage, version.key, version.digest)
 
 
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    """An object of JSON in a file of the store. Raises DamagedArtifact."""
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise DamagedArtifact(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedArtifact(f"{path}: holds no JSON object")
+    return value
+
+
 @app.command(epilog="Example: simclr show digits/probe@latest")
 def show(reference: Reference, store: StorePath = None, as_json: AsJson = False) -> None:
     """What an artifact holds and what made it: files, settings, inputs, seed, code, environment, attempts, figures."""
     opened, version, record = _resolve(store, reference)
     timing = opened.timing(record.stage, record.key, record.digest)
-    rates = [json.loads(line) for line in timing.read_text().splitlines()] if timing.is_file() else []
+    rates = [_parsed(timing, line) for line in timing.read_bytes().splitlines()] if timing.is_file() else []
     files = opened.files(record.stage, record.digest)
     metrics = files / "metrics.json"
     facts = {"reference": version.reference, "labels": opened.labels(version), "files": str(files), **asdict(record)}
-    facts["metrics"] = json.loads(metrics.read_bytes()) if metrics.is_file() else None
+    facts["metrics"] = _parsed(metrics, metrics.read_bytes()) if metrics.is_file() else None
     if as_json:
         _print_json(facts | {"timing": rates})
     else:

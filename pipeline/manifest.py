@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.failpoints import reach
@@ -24,6 +24,18 @@ BLOCK_BYTES = 1 << 18
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes. Refuses NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse_json(data: bytes) -> Any:
+    """The value that JSON stands for.
+
+    Raises:
+        ValueError: it is no JSON, or nests deeper than anything of ours.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -78,14 +90,15 @@ def check(folder: Path, known: Mapping[str, list[int]] | None = None) -> list[Fi
     files = folder / FILES
     try:
         # Whatever became of it, a damaged one is told and stops nobody from taking another folder.
-        listed = json.loads((folder / MANIFEST).read_bytes())["files"]
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [FileProblem(MANIFEST, f"cannot be read ({type(error).__name__}: {error})")]
+        expected = _read_manifest(folder / MANIFEST)
+    except (OSError, ValueError) as error:
+        return [FileProblem(MANIFEST, f"cannot be read ({error})")]
     problems = []
     for name, (size, sha256) in sorted(expected.items()):
         path = files / name
-        if not path.is_file():
+        if _is_link(path, files):
+            problems.append(FileProblem(name, "is a link, or in a folder that is one: files of artifacts are plain"))
+        elif not path.is_file():
             problems.append(FileProblem(name, "is missing"))
         elif path.stat().st_size != size:
             problems.append(FileProblem(name, f"has {path.stat().st_size} bytes instead of {size}"))
@@ -93,9 +106,35 @@ def check(folder: Path, known: Mapping[str, list[int]] | None = None) -> list[Fi
             continue
         elif sha256_file(path) != sha256:
             problems.append(FileProblem(name, "has other content"))
-    present = {path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file()}
+    present = {path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file() or path.is_symlink()}
     problems += [FileProblem(name, "is not in the manifest") for name in sorted(present - set(expected))]
     return problems
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """The files that a manifest lists: by relative path, size in bytes and sha256.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is none of this version, or leads out of its folder; names the field.
+    """
+    manifest = parse_json(path.read_bytes())
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ValueError("it has no object `files`")
+    if unknown := sorted(manifest.keys() - {"files"}):
+        raise ValueError(f"this version knows no {unknown[0]!r} in it")
+    for name, entry in manifest["files"].items():
+        if name != PurePosixPath(name).as_posix() or name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise ValueError(f"files: {name!r} leads out of the artifact")
+        if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+            raise ValueError(f"files: of {name!r} it has to say size and sha256, and nothing else")
+    return {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+
+
+def _is_link(path: Path, top: Path) -> bool:
+    """Whether a path, or a folder between it and `top`, is a symbolic link."""
+    between = path.relative_to(top).parents
+    return path.is_symlink() or any((top / one).is_symlink() for one in between)
 
 
 def stamps(folder: Path) -> dict[str, list[int]]:

@@ -1,7 +1,6 @@
 """Where a result comes from: the key of a step, and the fingerprint of foreign files."""
 
 import glob
-import json
 import os
 import stat
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.manifest import canonical_json, replace_file, sha256_bytes, sha256_file
+from pipeline.manifest import canonical_json, parse_json, replace_file, sha256_bytes, sha256_file
 from pipeline.settings import Call, ForeignInput
 
 STORE_FORMAT = 1
@@ -86,7 +85,7 @@ def fingerprint(
     identity |= {"listing": source.listing.arguments if source.listing else None}
     name = sha256_bytes(canonical_json(identity))[:16]
     summary, listing = cache / f"{name}.json", cache / f"{name}.files.json"
-    last = Fingerprint(**json.loads(summary.read_bytes())) if summary.is_file() else None
+    last = _last_look(summary)
     if not look:
         return last
     samples = last.samples if last else 0
@@ -117,7 +116,7 @@ def _contents(
     source: ForeignInput, named: Mapping[str, str], listing: Path, tell: Callable[[str], None]
 ) -> dict[str, list[Any]]:
     """By name: size, time and hash of each file; `listing` keeps them, also what was read before an interruption."""
-    known = json.loads(listing.read_bytes()) if listing.is_file() else {}
+    known = _known_files(listing)
     _check_roots(source)
     found = _stamps(source)
     roots = ", ".join(str(root) for root in source.roots)
@@ -137,6 +136,26 @@ def _contents(
         if unread or seen.keys() != known.keys():
             replace_file(listing, canonical_json(seen))
     return seen
+
+
+def _last_look(path: Path) -> Fingerprint | None:
+    """What was written when a source was last looked at; what cannot be read counts as nothing, as if it were gone."""
+    try:
+        found = Fingerprint(**parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    numbers = (found.files, found.size_bytes, found.looked_at, found.samples)
+    is_sound = isinstance(found.value, str) and all(isinstance(one, int | float) for one in numbers)
+    return found if is_sound else None
+
+
+def _known_files(path: Path) -> dict[str, list[Any]]:
+    """By name: size, time and hash of each file, as it was seen; nothing where that cannot be read."""
+    try:
+        known = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(one, list) for one in known.values()) else {}
 
 
 def _check_roots(source: ForeignInput) -> None:

@@ -6,9 +6,10 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from pipeline import encoders
 from pipeline.errors import DamagedArtifact, UsageError
@@ -21,6 +22,7 @@ from pipeline.manifest import (
     check,
     commit_folder,
     create_file,
+    parse_json,
     replace_file,
     seal,
     sha256_bytes,
@@ -31,6 +33,8 @@ from pipeline.provenance import STORE_FORMAT
 REFERENCE = re.compile(r"^(?:(?P<recipe>[\w.-]+)/)?(?P<step>[\w-]+)(?:@(?P<label>[\w.-]+))?$")
 DIGEST = re.compile(r"^[0-9a-f]{8,64}$")
 VERSION = re.compile(r"^v[1-9][0-9]*$")
+STAGE = re.compile(r"^[a-z][a-z0-9_]*$")
+FULL_DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,11 @@ class Store:
         stamp = self.path / "format.json"
         if stamp.is_file():
             try:
-                found = int(json.loads(stamp.read_bytes())["format"])
+                found = parse_json(stamp.read_bytes())["format"]
+                if not isinstance(found, int):
+                    raise ValueError(f"format: {found!r} is no number")
             except (ValueError, KeyError, TypeError) as error:
-                raise DamagedArtifact(f"{stamp}: cannot be read: {error}") from error
+                raise DamagedArtifact(f"{stamp}: cannot be read: {_in_words(error)}") from error
             if found > STORE_FORMAT:
                 raise UsageError(
                     f"{self.path}: the store has format {found}, this version reads {STORE_FORMAT}: "
@@ -158,7 +164,10 @@ class Store:
         pointer = self.path / "runs" / stage / key / "current.json"
         if not pointer.is_file():
             return None
-        digest = json.loads(pointer.read_bytes())["digest"]
+        try:
+            digest = _known(parse_json(pointer.read_bytes())["digest"], FULL_DIGEST, "digest")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedArtifact(f"{pointer}: cannot be read: {_in_words(error)}; delete it") from error
         if not (self.build(stage, digest) / MANIFEST).is_file():
             return None
         return self.record(stage, key, digest)
@@ -171,23 +180,38 @@ class Store:
         """
         path = self._run(stage, key, digest)
         try:
-            data = json.loads(path.read_bytes())
+            _check_place(stage, key, digest)
+            data = parse_json(path.read_bytes())
             claimed = data.pop("sha256")
             if sha256_bytes(canonical_json(data)) != claimed:
-                raise ValueError("its hash does not match")
-            return Record(**data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedArtifact(f"{path}: the record of a run cannot be read: {error}") from error
+                raise ValueError("sha256: its hash does not match")
+            found = Record(**data)
+            if (found.stage, found.key, found.digest) != (stage, key, digest):
+                raise ValueError("stage, key, digest: it is the record of another run")
+            _check_record(found)
+            return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedArtifact(f"{path}: the record of a run cannot be read: {_in_words(error)}") from error
 
     def ancestors(self, record: Record) -> list[Record]:
-        """Everything that an artifact was made of, itself included, sources first, each once."""
+        """Everything that an artifact was made of, itself included, sources first, each once.
+
+        Raises:
+            DamagedArtifact: a record is missing, was changed, or leads back to itself.
+        """
         found: dict[tuple[str, ...], Record] = {}
+        above: set[tuple[str, ...]] = set()
 
         def visit(one: Record) -> None:
+            place = (one.stage, one.key, one.digest)
+            if place in above:
+                raise DamagedArtifact(f"{self._run(*place)}: input_runs: it was made of itself")
+            above.add(place)
             for run in one.input_runs:
                 if tuple(run) not in found:
                     visit(self.record(*run))
-            found.setdefault((one.stage, one.key, one.digest), one)
+            above.remove(place)
+            found.setdefault(place, one)
 
         visit(record)
         return list(found.values())
@@ -204,8 +228,9 @@ class Store:
         return self._read_version(path) if path.is_file() else None
 
     def names(self) -> list[tuple[str, str]]:
-        """(recipe, step) of everything that has a name."""
-        return sorted((path.parent.parent.name, path.parent.name) for path in self.path.glob("names/*/*/latest"))
+        """(recipe, step) of everything that has a name, but what no REF could name."""
+        found = ((path.parent.parent.name, path.parent.name) for path in self.path.glob("names/*/*/latest"))
+        return sorted(names for names in found if REFERENCE.match("/".join(names)))
 
     def labels(self, version: Version) -> list[str]:
         """The aliases, `latest` among them, that point at a version."""
@@ -259,7 +284,17 @@ class Store:
 
     @staticmethod
     def _read_version(path: Path) -> Version:
-        return Version(**json.loads(path.read_bytes()))
+        """Raises DamagedArtifact: it is no version, or one of another place; names file and field."""
+        try:
+            found = Version(**parse_json(path.read_bytes()))
+            _check_place(found.stage, found.key, found.digest)
+            if [found.recipe, found.step] != [*path.parts[-3:-1]]:
+                raise ValueError(f"recipe, step: it is of {found.recipe!r}, {found.step!r}")
+            if type(found.number) is not int or not isinstance(found.created_at, int | float):
+                raise ValueError("number, created_at: they are numbers")
+            return found
+        except (OSError, ValueError, TypeError) as error:
+            raise DamagedArtifact(f"{path}: the version cannot be read: {_in_words(error)}") from error
 
     # Publishing
 
@@ -366,8 +401,10 @@ class Store:
         """
         seen = self._whole(record.stage, record.digest)
         try:
-            known = json.loads(seen.read_bytes())
+            known = parse_json(seen.read_bytes())
         except (OSError, ValueError):
+            known = {}
+        if not isinstance(known, dict):
             known = {}
         problems = self.verify(record.stage, record.digest, known)
         if problems:
@@ -393,6 +430,7 @@ class Store:
         version = self.resolve(reference)
         record = self.record(version.stage, version.key, version.digest)
         self.require_whole(record)
+        self.ancestors(record)  # a record that was made of itself would have no end
         made_by: dict[str, dict[str, Any]] = {}
         pending = [record]
         for one in pending:  # the nearest of each stage counts
@@ -425,7 +463,10 @@ class Store:
         files, shards = self.files(record.stage, record.digest), self._input(features, "shard")
         index = None
         if record.stage == "retrieve":
-            index = json.loads((files / "metrics.json").read_bytes()).get("index")
+            try:
+                index = parse_json((files / "metrics.json").read_bytes()).get("index")
+            except (OSError, ValueError, AttributeError) as error:
+                raise DamagedArtifact(f"{files / 'metrics.json'}: index: cannot be read: {error}") from error
             if index is None:
                 raise UsageError(
                     f"{reference} has no index (it is made by index: hnsw, and by by_size of a large gallery only); to "
@@ -436,8 +477,50 @@ class Store:
         return encoders.Gallery(files, self.files(shards.stage, shards.digest), looks, index)
 
     def _input(self, record: Record, stage: str) -> Record:
-        """What made the first input of that stage."""
-        return next(self.record(*run) for run in record.input_runs if run[0] == stage)
+        """What made the first input of that stage. Raises DamagedArtifact where there is none."""
+        found = next((self.record(*run) for run in record.input_runs if run[0] == stage), None)
+        if found is None:
+            place = self._run(record.stage, record.key, record.digest)
+            raise DamagedArtifact(f"{place}: input_runs: nothing of the stage {stage} is among them")
+        return found
+
+
+def _check_place(stage: Any, key: Any, digest: Any) -> None:
+    """Raise ValueError where one of these, which name folders, could lead out of the store."""
+    _known(stage, STAGE, "stage")
+    _known(key, FULL_DIGEST, "key")
+    _known(digest, FULL_DIGEST, "digest")
+
+
+def _known(value: Any, pattern: re.Pattern[str], field_name: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"{field_name}: {value!r} cannot be one")
+    return value
+
+
+def _check_record(record: Record) -> None:
+    """Raise ValueError where a value is not of the type that its field has."""
+    for one in fields(Record):
+        value = getattr(record, one.name)
+        if not isinstance(value, _types_of(one.type)) or isinstance(value, bool):
+            raise ValueError(f"{one.name}: {value!r} is of another type")
+    for run in record.input_runs:
+        if not isinstance(run, list) or len(run) != 3:
+            raise ValueError("input_runs: each has stage, key and digest")
+        _check_place(*run)
+    if not all(isinstance(one, dict) for one in record.attempts):
+        raise ValueError("attempts: each is an object")
+
+
+def _types_of(annotation: Any) -> tuple[type, ...]:
+    """What JSON has for the type of a field."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (get_origin(annotation) or annotation,)
+    return (*kinds, int) if float in kinds else kinds
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong with a file, with the name of the field where one is missing."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def open_store(path: Path | str | None = None) -> Store:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint, finite, tracking
 from pipeline.checkpoint import Checkpoint
-from pipeline.errors import Interrupted, NoSpace, NotFinite
+from pipeline.errors import Interrupted, NoSpace, NotFinite, NoUsableCheckpoint
 from pipeline.finite import FiniteGuard
 from pipeline.manifest import canonical_json
 from pipeline.progress import Progress
@@ -327,16 +327,26 @@ class Training:
         return checkpoint.load(run.work.checkpoints, step) if run.rank > 0 and step else found
 
     def _restore(self, found: Checkpoint) -> None:
-        """Everything as it was after the step of a checkpoint."""
-        for name, part in self._state.items():
-            part.load_state_dict(found.state["state"][name])
-        loop = found.state["loop"]
-        self._lines = loop["metrics"].encode()
+        """Everything as it was after the step of a checkpoint.
+
+        Raises:
+            NoUsableCheckpoint: it is of another loop: of other modules, or with values of other kinds.
+        """
+        try:
+            for name, part in self._state.items():
+                part.load_state_dict(found.state["state"][name])
+            loop = found.state["loop"]
+            self._lines = loop["metrics"].encode()
+            self._sums, self._counts = loop["sums"], loop["counts"]
+            self._guard.in_a_row, self._guard.passed_over, self._guard.returns = loop["passed_over"]
+            torch.set_rng_state(loop["random"][0])
+            if self._run.device.type == "cuda" and len(loop["random"]) > 1:
+                torch.cuda.set_rng_state(loop["random"][1], self._run.device)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise NoUsableCheckpoint(
+                f"the checkpoint of step {found.step} in {self._run.work.checkpoints} does not fit this training: "
+                f"state.json, state: {' '.join(str(error).split())}; --fresh starts again from step 0"
+            ) from error
         with suppress_full_disk():
             self._metrics.write_bytes(self._lines)
-        self._sums, self._counts = loop["sums"], loop["counts"]
-        self._guard.in_a_row, self._guard.passed_over, self._guard.returns = loop["passed_over"]
-        torch.set_rng_state(loop["random"][0])
-        if self._run.device.type == "cuda" and len(loop["random"]) > 1:
-            torch.cuda.set_rng_state(loop["random"][1], self._run.device)
         self.done = found.step

@@ -1,13 +1,11 @@
 """Resolve the view policy, and draw a contact sheet of real views."""
 
-import json
-
 import numpy as np
 import torch
 
 from pipeline.errors import BadData, UsageError
 from pipeline.run import Run
-from stages.images import open_shards
+from stages.images import open_shards, read_summary
 from stages.images.index import read_index
 from stages.settings.augment import Augment
 from stages.views import Policy, preset, write_policy
@@ -22,7 +20,7 @@ def augment(run: Run, settings: Augment) -> None:
         BadData: there is no training part, or all of it is one colour.
     """
     folder = run.input("shards")
-    summary = json.loads((folder / "shards.json").read_bytes())
+    summary = read_summary(folder)
     if "train" not in summary["splits"]:
         raise BadData(f"{folder} has no train split, only {', '.join(summary['splits'])}; views are fitted to train")
     mean, std = summary["statistics"]["mean"], summary["statistics"]["std"]

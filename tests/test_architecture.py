@@ -1,9 +1,13 @@
 """Who may import whom, read from the source."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pipeline import yaml_text
 
 TOP = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for package in ("pipeline", "stages") for path in (TOP / package).rglob("*.py"))
@@ -144,7 +148,25 @@ def test_no_module_imports_itself_in_a_loop() -> None:
         visit(name, ())
 
 
-FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load", "os.system"}
+FORBIDDEN_MODULES = {
+    *("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"),  # run what they read
+    *("urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "huggingface_hub", "fsspec"),  # send
+    "pty",
+}
+"""That nothing imports, at any depth (`urllib.request`)."""
+FORBIDDEN_CALLS = {
+    *("eval", "exec", "compile", "os.system", "os.popen"),
+    *("torch.load", "torch.save", "torch.jit.load", "torch.export.load", "torch.package.PackageImporter"),
+    *("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all"),
+    *("load_state_dict_from_url", "download_url_to_file", "urlopen", "urlretrieve"),
+    *("pd.read_pickle", "np.loads", "subprocess.getoutput", "subprocess.getstatusoutput"),
+}
+FORBIDDEN_METHODS = {"extractall", "extract", "unpack_archive", "unpickle", "read_pickle", "to_pickle"}
+"""Of whatever object."""
+SAFE_LOADERS = {"_Loader", "_SafeLoader", "yaml.SafeLoader", "yaml.CSafeLoader"}
+NUMPY_LOADS = {"np.load", "numpy.load", "np.lib.format.read_array", "numpy.lib.format.read_array"}
+PROCESSES = {"run", "Popen", "call", "check_call", "check_output"}
+"""Functions of subprocess."""
 
 
 def test_indexes_are_read_in_one_place() -> None:
@@ -156,13 +178,92 @@ def test_indexes_are_read_in_one_place() -> None:
     assert callers == {"stages.evaluation.indexed_gallery", "stages.encoders.search"}
 
 
+def dangers(source: str) -> list[str]:
+    """What in a source could run code from a file, or send something."""
+    return [danger for node in ast.walk(ast.parse(source)) for danger in dangers_of(node)]
+
+
+def dangers_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        return [f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_MODULES]
+    if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.hub."):
+        return [] if node.attr == "get_dir" else [ast.unparse(node)]
+    if not isinstance(node, ast.Call):
+        return []
+    name, given = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+    found = []
+    if name in FORBIDDEN_CALLS:
+        found.append(name)
+    if isinstance(node.func, ast.Attribute) and node.func.attr in FORBIDDEN_METHODS:
+        found.append(name)
+    if "shell" in given or given.get("weights_only", "True") != "True":
+        found.append(f"{name} with shell or without weights_only")
+    if name.endswith("get_state_dict") and given.get("weights_only") != "True":
+        found.append(f"{name} without weights_only")
+    if name in NUMPY_LOADS and given.get("allow_pickle") != "False":
+        found.append(f"{name} without allow_pickle=False")
+    if name in ("yaml.load", "yaml.parse") and given.get("Loader") not in SAFE_LOADERS:
+        found.append(f"{name} with {given.get('Loader')}")
+    module, _, function = name.rpartition(".")
+    if module == "subprocess" and function in PROCESSES:
+        first = node.args[0] if node.args else None
+        if isinstance(first, ast.JoinedStr) or (isinstance(first, ast.Constant) and isinstance(first.value, str)):
+            found.append(f"{name} with a text")
+    return found
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_nothing_that_could_run_code_from_a_file(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} & set(names)
-        if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in FORBIDDEN_CALLS
-            assert "extractall" not in ast.unparse(node.func)
-            assert not any(keyword.arg == "shell" for keyword in node.keywords)
+    assert dangers(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import urllib.request",
+        "from urllib import request",
+        "import requests",
+        "torch.load(path)",
+        "torch.load(path, weights_only=True)",
+        "torch.hub.load('x', 'y')",
+        "torch.hub.load_state_dict_from_url(url)",
+        "published.get_state_dict(check_hash=True)",
+        "something.load(path, weights_only=False)",
+        "tar.extractall()",
+        "tar.extract(member)",
+        "shutil.unpack_archive(path)",
+        "subprocess.run(words, shell=True)",
+        "subprocess.run('touch x')",
+        "subprocess.Popen(f'touch {x}')",
+        "os.system('x')",
+        "eval(text)",
+        "exec(text)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.unsafe_load(text)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "np.lib.format.read_array(file, allow_pickle=True)",
+        "urlopen(url)",
+    ],
+)
+def test_what_could_is_seen(source: str) -> None:
+    assert len(dangers(source)) >= 1
+
+
+def test_loaders_of_yaml_are_safe() -> None:
+    assert issubclass(yaml_text._Loader, yaml.SafeLoader | yaml.CSafeLoader)
+    assert not issubclass(yaml_text._Loader, yaml.UnsafeLoader)
+
+
+def test_source_of_pages_is_their_own() -> None:
+    """No template, style or script of a report names another machine."""
+    for path in filter(Path.is_file, (TOP / "stages" / "reports" / "templates").rglob("*")):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(
+            r"(src|href|url|import|fetch|XMLHttpRequest|WebSocket)\s*[=(]\s*[\"']?(https?:)?//", text
+        ), path
+        assert "eval(" not in text, path

@@ -183,9 +183,9 @@ def test_the_key_knows_the_table_and_all_that_it_names(tmp_path: Path):
 
 
 def test_images_lie_where_the_settings_say(tmp_path: Path):
-    path = table(tmp_path, "path", "a.jpg", str(tmp_path / "elsewhere/b.jpg"))
+    path = table(tmp_path, "path", "a.jpg", str(tmp_path / "images/b/c.jpg"))
     rows, paths = list_csv(str(path), str(tmp_path / "images"), None)
-    assert (rows, list(paths.values())) == (2, [str(tmp_path / "images/a.jpg"), str(tmp_path / "elsewhere/b.jpg")])
+    assert (rows, list(paths.values())) == (2, [str(tmp_path / "images/a.jpg"), str(tmp_path / "images/b/c.jpg")])
     source = read_csv(path, tmp_path / "images", Reading())
     assert source.root == tmp_path / "images"
     assert [one.key for one in source.candidates] == sorted(paths)
@@ -282,6 +282,21 @@ def test_files_that_are_not_there_are_rejected_by_name(tmp_path: Path, run_stage
     }
 
 
+@pytest.mark.parametrize("image", ["../b.jpg", "a/../../b.jpg", "/etc/passwd", "b\0.jpg", "../imagesb/a.jpg"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, image: str):
+    path = table(tmp_path, "path", "a.jpg", image)
+    for read_it in (
+        lambda: read_csv(path, tmp_path / "images", Reading()),
+        lambda: list_csv(str(path), str(tmp_path / "images"), None),
+    ):
+        with pytest.raises(
+            SourceError, match=r"table.csv, line 3: path .* leads out of the folder .*images: set `images_root`"
+        ):
+            read_it()
+    if "\0" not in image:
+        assert len(read_csv(path, Path("/"), Reading()).candidates) == 2
+
+
 @pytest.mark.parametrize("root", [None, "scans"])
 def test_a_wrong_root_is_told_by_a_path_that_was_tried(
     tmp_path: Path, run_stage: RunStage, capsys: pytest.CaptureFixture[str], root: str | None
@@ -320,7 +335,7 @@ def test_a_few_files_that_are_missing_say_nothing_of_the_root(tmp_path: Path, ru
     assert "images_root" not in str(error.value)
     path = table(tmp_path, "path", "a.png", "/nowhere/1.png", "/nowhere/2.png")
     with pytest.raises(BadData, match=r"to be /nowhere/1.png: the table has that path in full"):
-        run_stage("shard", {"source": f"csv:{path}"})
+        run_stage("shard", {"source": f"csv:{path}", "images_root": "/"})
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.images.decode import capped_size
 from stages.images.encode import Storage, encode, resized
 from stages.images.reading import UnreadableImage
-from stages.models import Encoder, ModelCard, load_encoder
+from stages.models import DamagedModel, Encoder, ModelCard, load_encoder
 from stages.models.card import CARD_FILE
 from stages.views import CENTRE, Square, evaluation_view
 
@@ -129,7 +129,11 @@ def load_artifact(files: Path, reference: str, made_by: Mapping[str, Mapping[str
         raise NotAnEncoder(
             f"{reference} holds no encoder: name the step of a pretrain or finetune stage (`simclr ls` lists them)"
         )
-    return _ready(files, reference, _storage(made_by.get("shard", {})))
+    try:
+        storage = _storage(made_by.get("shard", {}))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise DamagedModel(f"{reference}: the record of its shards, settings: cannot be used: {error}") from error
+    return _ready(files, reference, storage)
 
 
 def load_folder(folder: Path | str) -> ReadyEncoder:
@@ -143,8 +147,10 @@ def load_folder(folder: Path | str) -> ReadyEncoder:
     try:
         preprocessing = json.loads((folder / PREPROCESSING_FILE).read_bytes())
         storage = _storage(preprocessing["storage"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotAnEncoder(f"{folder}: no encoder was exported there ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise NotAnEncoder(
+            f"{folder}: no encoder was exported there ({PREPROCESSING_FILE}: storage: {error})"
+        ) from error
     if not (folder / CARD_FILE).is_file():
         raise NotAnEncoder(f"{folder}: was exported for another library; its README.md says how it is loaded")
     return _ready(folder, str(folder), storage)
@@ -164,10 +170,17 @@ def storage_facts(storage: Storage) -> dict[str, Any]:
 
 
 def _storage(known: Mapping[str, Any]) -> Storage:
-    """From settings of the stage `shard`; what is not among them is as usual."""
+    """From settings of the stage `shard`; what is not among them is as usual.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: a value is of another kind than that setting's.
+    """
     facts = storage_facts(STORED) | dict(known)
     is_tiled = facts.get("tile") is not None  # the encoder knows images at full size; here they stay whole
     window = facts["window"]
+    for name in ("max_short_side", "max_long_side", "jpeg_quality", "channels"):
+        if type(facts[name]) is not int or not 0 < facts[name] <= UNLIMITED:
+            raise ValueError(f"{name}: {facts[name]!r} is no count")
     return Storage(
         max_short_side=UNLIMITED if is_tiled else facts["max_short_side"],
         max_long_side=UNLIMITED if is_tiled else facts["max_long_side"],

@@ -19,6 +19,7 @@ from stages.labels.sets import name_rows
 
 BLOCK_NUMBERS = 4_000_000
 """Feature values that are in memory at once."""
+FORMAT = 1
 COLUMNS = ("id", "split", "label", "labels", "group")
 """Beside keys and features."""
 
@@ -46,13 +47,8 @@ class FeatureFile:
 
     def __init__(self, folder: Path):
         self.path = folder / "features.parquet"
-        self.card = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-        lacking = [name for name in COLUMNS if name not in pq.read_schema(self.path).names]
-        if lacking:
-            raise UnreadableFeatures(
-                f"{self.path} has no column {lacking[0]!r}: an older version wrote it; run the stage embed again"
-            )
-        columns = pq.read_table(self.path, columns=[*COLUMNS])
+        self.card = _read_card(folder / "features.json")
+        columns = _read_columns(self.path, self.dimension)
         self.ids: NDArray[np.int64] = columns["id"].to_numpy()
         self.labels: NDArray[np.int64] = columns["label"].to_numpy().astype(np.int64)
         self.splits: NDArray[np.str_] = np.asarray(columns["split"].to_pylist(), dtype=np.str_)
@@ -200,6 +196,40 @@ def read_features(folder: Path) -> Features:
         file.classes,
         file.card,
     )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """features.json; raises UnreadableFeatures, which names the field."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if card.get("format", FORMAT) != FORMAT:
+            raise ValueError(f"format: {card['format']!r} is not {FORMAT}")
+        if type(card["dimension"]) is not int or card["dimension"] < 1:
+            raise ValueError(f"dimension: {card['dimension']!r} is no count")
+        if not isinstance(card["classes"], list) or not all(isinstance(one, str) for one in card["classes"]):
+            raise ValueError("classes: each is a text")
+    except KeyError as error:
+        raise UnreadableFeatures(f"cannot read {path}: {error} is missing") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UnreadableFeatures(f"cannot read {path}: {error}") from error
+    return card
+
+
+def _read_columns(path: Path, dimension: int) -> pa.Table:
+    """What is held in memory of features.parquet; raises UnreadableFeatures."""
+    try:
+        schema = pq.read_schema(path)
+        lacking = [name for name in (*COLUMNS, "features") if name not in schema.names]
+        if lacking:
+            raise UnreadableFeatures(
+                f"{path} has no column {lacking[0]!r}: an older version wrote it; run the stage embed again"
+            )
+        kind = schema.field("features").type
+        if not (pa.types.is_fixed_size_list(kind) and kind.list_size == dimension and kind.value_type == pa.float32()):
+            raise UnreadableFeatures(f"{path}: features: is {kind}, and features.json says {dimension} numbers a row")
+        return pq.read_table(path, columns=[*COLUMNS])
+    except (OSError, pa.ArrowException) as error:
+        raise UnreadableFeatures(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 
 def _number(names: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from stages.evaluation.features import Features
 from stages.evaluation.query_sets import QuerySets
 from stages.evaluation.vector_index import (
+    LARGEST_EFFORT,
     Kind,
     Speed,
     VectorIndex,
@@ -23,9 +26,12 @@ from stages.evaluation.vector_index import (
     measure_speed,
     require_library,
 )
+from stages.models.tensor_file import DamagedTensors, read_tensors
 
 INDEX_FILE, VECTORS_FILE, GALLERY_FILE = "index.faiss", "vectors.safetensors", "gallery.parquet"
 VECTORS = "vectors"
+MARKS: dict[Kind, bytes] = {"hnsw": b"IHNf", "ivf": b"IwFl"}
+"""What faiss begins a file with (fourcc in faiss/impl/index_write.cpp), by kind."""
 
 
 class UnreadableIndex(ValueError):
@@ -114,27 +120,72 @@ def read_indexed_gallery(folder: Path, card: Mapping[str, Any]) -> IndexedGaller
 
     Raises:
         NoIndexLibrary: faiss is not installed.
-        UnreadableIndex: the installed version cannot read it.
+        UnreadableIndex: the installed version cannot read it, or the files do not belong together.
     """
     require_library()
-    path, kind = folder / INDEX_FILE, card["kind"]
+    kind, effort = _kind_and_effort(folder, card)
+    vectors = _read_vectors(folder / VECTORS_FILE)
+    library = _read_library(folder / INDEX_FILE, kind, vectors)
+    ids, keys, splits, labels = _read_rows(folder / GALLERY_FILE, len(vectors))
+    return IndexedGallery(VectorIndex(kind, library, vectors, effort), ids, keys, splits, labels)
+
+
+def _kind_and_effort(folder: Path, card: Mapping[str, Any]) -> tuple[Kind, int]:
+    """What metrics.json says of an index."""
+    place = f"{folder / 'metrics.json'}: index"
+    kind = card.get("kind") if isinstance(card, Mapping) else None
+    if kind != "hnsw" and kind != "ivf":
+        raise UnreadableIndex(f"{place}.kind: {kind!r} is neither hnsw nor ivf")
+    name, parameters = "efSearch" if kind == "hnsw" else "nprobe", card.get("parameters")
+    effort = parameters.get(name) if isinstance(parameters, Mapping) else None
+    if type(effort) is not int or not 0 < effort <= LARGEST_EFFORT:
+        raise UnreadableIndex(f"{place}.parameters.{name}: {effort!r} is no number from 1 to {LARGEST_EFFORT:,}")
+    return kind, effort
+
+
+def _read_vectors(path: Path) -> Tensor:
     try:
+        vectors = read_tensors(path)[VECTORS]  # mapped: pages that nobody looks at are not read
+    except DamagedTensors as error:
+        raise UnreadableIndex(f"cannot read {path}: {error}") from error
+    except KeyError as error:
+        raise UnreadableIndex(f"{path}: {VECTORS} is missing") from error
+    if vectors.ndim != 2 or vectors.dtype != torch.float32:
+        raise UnreadableIndex(f"{path}: {VECTORS} is {vectors.dtype} {[*vectors.shape]}, and no float32 [G, D]")
+    return vectors
+
+
+def _read_library(path: Path, kind: Kind, vectors: Tensor) -> Any:
+    """faiss's index of these vectors. Of what it can read, only the kinds that `make_index` writes are given to it."""
+    try:
+        with path.open("rb") as file:
+            written = file.read(len(MARKS[kind]))
+        if written != MARKS[kind]:
+            raise UnreadableIndex(
+                f"{path} does not begin with {MARKS[kind].decode()}: it is no index of the kind {kind}"
+            )
         library = faiss.read_index(str(path))
-    except RuntimeError as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise UnreadableIndex(
             f"{path}: faiss {faiss.__version__} cannot read it: install the version that wrote it, or make it again by "
             "`simclr run RECIPE STEP --force`"
         ) from error
-    vectors = load_file(folder / VECTORS_FILE)[VECTORS]  # mapped: pages that nobody looks at are not read
-    table = pq.read_table(folder / GALLERY_FILE)
-    return IndexedGallery(
-        VectorIndex(kind, library, vectors, _effort(kind, card)),
-        table["id"].to_numpy(),
-        table["key"].to_pylist(),
-        table["split"].to_pylist(),
-        table["label"].to_pylist(),
-    )
+    if (library.ntotal, library.d) != tuple(vectors.shape) or library.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise UnreadableIndex(
+            f"{path} is of {library.ntotal:,} vectors of {library.d} numbers, and {VECTORS_FILE} has "
+            f"{len(vectors):,} of {vectors.shape[1]}"
+        )
+    return library
 
 
-def _effort(kind: Kind, card: Mapping[str, Any]) -> int:
-    return card["parameters"]["efSearch" if kind == "hnsw" else "nprobe"]
+def _read_rows(path: Path, rows: int) -> tuple[NDArray[np.int64], list[str], list[str], list[str | None]]:
+    """id, key, split and label of every row."""
+    try:
+        table = pq.read_table(path)
+        ids = table["id"].to_numpy()
+        columns = [table[name].to_pylist() for name in ("key", "split", "label")]
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UnreadableIndex(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if table.num_rows != rows or ids.dtype != np.int64:
+        raise UnreadableIndex(f"{path}: id: {table.num_rows:,} rows of {ids.dtype}, and {VECTORS_FILE} has {rows:,}")
+    return ids, *columns

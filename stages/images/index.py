@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ MANIFEST_FILE, FILES_FOLDER = "manifest.json", "files"
 """Of an artifact in a store: the digests of its files, and beside it the folder that these are in."""
 FORMAT = 1
 NO_LABEL = -1
+MOST, MOST_CHANNELS = 2**40, 4096
+FORMATS = ("jpg", "png", "npy")
+SHARD_NAME = re.compile(r"[\w-][\w.-]*")
+"""A file beside the index."""
 ATTRIBUTE = "attribute."
 """Before the name of an attribute: its column, of text, in the index and beside features."""
 
@@ -48,6 +53,12 @@ class DamagedShard(Exception):
 
     def __init__(self, what: str):
         super().__init__(f"{what}; `simclr run RECIPE STEP --force` makes the shards again")
+
+
+class NewerShards(ValueError):
+    """A newer version wrote them."""
+
+    exit_code = 4
 
 
 class NoSuchAttribute(ValueError):
@@ -153,8 +164,8 @@ def read_index(folder: Path, split: str | Sequence[str], columns: Sequence[str] 
             schema=pa.schema([*fields, *([] if columns is None or "split" in columns else [SCHEMA.field("split")])]),
             read_dictionary=repeated,
         )
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DamagedShard(f"cannot read {folder / INDEX_FILE}: {error}") from error
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DamagedShard(f"cannot read {folder / INDEX_FILE}: {' '.join(str(error).split())}") from error
 
 
 def _field(name: str) -> pa.Field:
@@ -177,16 +188,23 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """Read shards.json.
 
     Raises:
-        DamagedShard: it is missing, no JSON, or not the one that was published.
-        ValueError: a newer version wrote it.
+        DamagedShard: it is missing, no JSON, not the one that was published, or says what the stage does not write.
+        NewerShards: a newer version wrote it.
     """
     require_published(folder / SUMMARY_FILE)
     try:
         summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if summary["format"] > FORMAT:
+            raise NewerShards(
+                f"{folder / SUMMARY_FILE} has format {summary['format']}; this version reads up to {FORMAT}"
+            )
+        _check_summary(summary)
+    except NewerShards:
+        raise
+    except KeyError as error:
+        raise DamagedShard(f"cannot read {folder / SUMMARY_FILE}: {error} is missing") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedShard(f"cannot read {folder / SUMMARY_FILE}: {error}") from error
-    if summary["format"] > FORMAT:
-        raise ValueError(f"{folder / SUMMARY_FILE} has format {summary['format']}; this version reads up to {FORMAT}")
     return summary
 
 
@@ -213,3 +231,17 @@ def require_published(path: Path) -> None:
         raise DamagedShard(f"cannot read {path}: {error}") from error
     if found != published:
         raise DamagedShard(f"{path} is damaged: its content is not that of {manifest}")
+
+
+def _check_summary(summary: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError where what readers rely on is of another kind."""
+    if not all(isinstance(name, str) for name in summary["classes"]):
+        raise ValueError("classes: each is a text")
+    for split, part in summary["splits"].items():
+        for name in ("samples", "max_height", "max_width"):
+            if type(part[name]) is not int or not 0 < part[name] < MOST:
+                raise ValueError(f"splits.{split}.{name}: {part[name]!r} is no count")
+    if type(summary.get("channels", 3)) is not int or not 0 < summary.get("channels", 3) <= MOST_CHANNELS:
+        raise ValueError(f"channels: {summary['channels']!r} is no count")
+    if not isinstance(summary.get("attributes", {}), dict):
+        raise ValueError("attributes: is no object")

@@ -15,7 +15,17 @@ import xxhash
 from torch import Tensor
 
 from stages.images.decode import decode_stored
-from stages.images.index import ATTRIBUTE, DamagedShard, NoSuchAttribute, read_index, read_summary
+from stages.images.index import (
+    ATTRIBUTE,
+    FORMATS,
+    INDEX_FILE,
+    NO_LABEL,
+    SHARD_NAME,
+    DamagedShard,
+    NoSuchAttribute,
+    read_index,
+    read_summary,
+)
 from stages.images.tar import padded, tar_size
 
 THREADS_FROM_PIXELS = 96 * 96
@@ -98,6 +108,7 @@ class Shards:
         self._shapes = np.stack([index["height"].to_numpy(), index["width"].to_numpy()], axis=1)  # int32 [n, 2]
         self._formats, self._format_numbers = _names_and_numbers(index["format"])
         self._shard_names, self._shard_numbers = _names_and_numbers(index["shard"])
+        self._check_index()
         # The last of equal numbers stays: where the last sample of each tar stands.
         last = np.zeros(len(self._shard_names), dtype=np.int64)
         last[self._shard_numbers] = np.arange(len(self))
@@ -310,6 +321,24 @@ class Shards:
 
     def _key(self, position: int) -> str:
         return self._key_column[position].as_py()
+
+    def _check_index(self) -> None:
+        """Raise DamagedShard where the index says what the stage `shard` does not write."""
+        named = {name for name in self._shard_names if not SHARD_NAME.fullmatch(name)}
+        formats = set(self._formats) - set(FORMATS)
+        sizes = self._shapes if len(self) else np.ones((1, 2), dtype=np.int32)
+        fits = (sizes >= 1).all() and (sizes <= self.canvas).all()
+        labels_fit = bool(((self.labels >= NO_LABEL) & (self.labels < max(1, len(self.classes)))).all())
+        places_fit = (self._offsets >= 0).all() and (self._bytes >= 0).all()
+        for is_wrong, what in (
+            (named, f"shard: {min(named, default='')!r} is no file beside it"),
+            (formats, f"format: {min(formats, default='')!r} is none of {', '.join(FORMATS)}"),
+            (not fits, f"height, width: they do not lie between 1 and the {self.canvas} of shards.json"),
+            (not labels_fit, f"label: one is none of the {len(self.classes)} classes of shards.json"),
+            (not places_fit, "offset, size: one lies before the beginning of its shard"),
+        ):
+            if is_wrong:
+                raise DamagedShard(f"cannot read {self.folder / INDEX_FILE}: {what}")
 
     def _open(self, name: str, last: int) -> memoryview:
         """Map a tar into memory, and hold its size against the index, in which its last sample stands at `last`."""

@@ -13,8 +13,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.models.bottleneck import BottleneckedEncoder, build_bottleneck
@@ -23,6 +22,7 @@ from stages.models.heads import Head, HeadKind, build_head
 from stages.models.neck import NeckedEncoder, build_neck
 from stages.models.pooling import PoolingKind
 from stages.models.projector import build_projector
+from stages.models.tensor_file import DamagedTensors, read_tensors
 from stages.views import Policy
 
 CARD_FILE = "model.json"
@@ -340,8 +340,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
         DamagedModel: it cannot be read, or does not match; the message says how.
     """
     try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
+        state = read_tensors(path)
+    except DamagedTensors as error:
         raise DamagedModel(f"cannot read weights of {path}: {error}") from error
     difference = _difference(module.state_dict(), state)
     if difference:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import timm
@@ -250,9 +251,28 @@ def _build_resnet(backbone: str, width: int, small_stem: bool, pretrained: bool,
             f"pretrained: the published weights of {backbone} have the large stem; set small_stem_up_to to 0 to keep it"
         )
     published = models.get_model_weights(backbone)["DEFAULT"]
-    load_published_weights(encoder, published.get_state_dict(check_hash=True, weights_only=True))
+    load_published_weights(encoder, _published_state(backbone, published))
     encoder.weights = _torchvision_weights(published)
     return encoder
+
+
+def _published_state(backbone: str, published: models.WeightsEnum) -> Mapping[str, Tensor]:
+    """The weights that torchvision publishes, downloaded where they are not in torch's cache.
+
+    Raises:
+        OSError: they cannot be had.
+        UnusableBackbone: what lies in the cache is something else.
+    """
+    try:
+        return published.get_state_dict(check_hash=True, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises nearly every type there is on what is no file of weights
+        path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(published.url).name
+        raise UnusableBackbone(
+            f"pretrained: {path} holds no weights of {backbone} ({type(error).__name__}): delete it, and it is "
+            "downloaded anew"
+        ) from error
 
 
 def _resnet_stage(
@@ -273,6 +293,9 @@ def _build_from_torchvision(backbone: str, pretrained: bool, image_size: int, ch
     options = torchvision_options(backbone, image_size)
     if "transform_input" in options:
         options["init_weights"] = not pretrained
+    if published is not None:
+        # torchvision's own functions unpickle whatever lies in the cache: not before it was found to be weights alone.
+        _published_state(backbone, published)
     try:
         model = models.get_model(backbone, weights=published, **options)
     except (AssertionError, ValueError) as error:
@@ -299,6 +322,11 @@ def _build_from_timm(backbone: str, pretrained: bool, image_size: int, channels:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (AssertionError, RuntimeError, TypeError) as error:
         raise _unfit(backbone, image_size, error) from error
+    except Exception as error:
+        if not pretrained or isinstance(error, OSError | UnusableBackbone):
+            raise
+        reason = " ".join(str(error).split())
+        raise UnusableBackbone(f"pretrained: the weights of {backbone} cannot be read: {reason}") from error
     weights = Weights()
     if pretrained and published is not None:
         source = f"timm {published.architecture}.{published.tag}"

@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises UnreadableArtifact."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadableArtifact(f"cannot read {path}: {error}; `simclr verify` says what is damaged") from error
 
 
@@ -73,5 +73,5 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; raises UnreadableArtifact."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadableArtifact(f"cannot read {path}: {error}; `simclr verify` says what is damaged") from error

@@ -27,6 +27,8 @@ SOURCE_PATTERN = r"^((folder|csv|parquet|wds):.+|torchvision:\w+|sklearn:digits)
 FOLDER_PATTERN = "^folder:.+$"
 """For the schema; people get the validators' words."""
 
+URL_PATTERN = r"^\w+:((pipe|file):|\w+://)"
+
 SOURCE_SCHEMA = {
     "anyOf": [
         {"type": "string", "pattern": SOURCE_PATTERN},
@@ -138,7 +140,10 @@ class SourceSettings(StageSettings):
                 raise ValueError("a list of sources has folder:PATH only")
             if len({_path(one) for one in source}) < len(source):
                 raise ValueError("a list of sources names a folder once")
-        elif not re.match(SOURCE_PATTERN, source):
+        named = source if isinstance(source, tuple) else (source,)
+        if any(re.match(URL_PATTERN, one) for one in named):
+            raise ValueError("a source is a path on this machine, no URL and no command")
+        if isinstance(source, str) and not re.match(SOURCE_PATTERN, source):
             *kinds, last = KINDS.values()
             raise ValueError(f"write {', '.join(kinds)} or {last}")
         return source

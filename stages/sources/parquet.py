@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from stages.sources.candidates import Absent, Readable, Source, SourceError
 from stages.sources.columns import Columns, Reading, Record, choose_columns, describe, make_candidates
 from stages.sources.files import find_files, splits_of_files
-from stages.sources.table import NO_IMAGE, image_paths
+from stages.sources.table import NO_IMAGE, image_paths, require_inside
 
 KIND = "parquet"
 LARGE_GROUP_BYTES = 2**30
@@ -53,7 +53,8 @@ def read_parquet(location: Path, images_root: Path | None, reading: Reading) -> 
         images_root: folder that paths in the table are relative to; None: the one that holds the files.
 
     Raises:
-        SourceError: no such file, no Parquet, a column that is missing or of no use, or a split that is none.
+        SourceError: no such file, no Parquet, a column that is missing or of no use, a split that is none, or a path
+            that leaves the folder.
     """
     folder, names = find_files(location, ".parquet", KIND)
     files = [_open(folder, name) for name in names]
@@ -70,6 +71,7 @@ def read_parquet(location: Path, images_root: Path | None, reading: Reading) -> 
                 key = f"{row}/{image.name}" if image.name else row
                 content: str | Readable = image.cell
             else:
+                require_inside(image, root, str(columns.image), f"{file.path}, row {number:,}")
                 key, content = (os.path.normpath(image), image) if image else (f"row {row}", Absent(NO_IMAGE))
             given: dict[str, Any] = {"split": split} | values
             records.append(Record(key, content, **given))
@@ -87,9 +89,12 @@ def list_parquet(location: str, images_root: str | None, image_column: str | Non
     files = [_open(folder, name) for name in names]
     columns = _choose(files, Path(location), Reading(Columns(image=image_column), labels=False, splits="drawn"))
     paths: dict[str, str] = {}
+    root = os.path.abspath(images_root or folder)
     for file in files:
-        images = _images(file, str(columns.image))
-        paths |= image_paths([one for one in images if isinstance(one, str)], images_root or folder)
+        images = [one if isinstance(one, str) else None for one in _images(file, str(columns.image))]
+        for number, image in enumerate(images):
+            require_inside(image, root, str(columns.image), f"{file.path}, row {number:,}")
+        paths |= image_paths(images, root)
     return sum(file.metadata.num_rows for file in files), paths
 
 
@@ -194,7 +199,8 @@ def _images(file: _File, column: str) -> list[str | _Embedded | None]:
                 continue
             has_bytes, size = _has_bytes(file, group, bytes_column)
             for row, name in enumerate(names):
-                last = os.path.basename(name) if name and os.path.isabs(name) else name
+                leads_out = name and (os.path.isabs(name) or ".." in name.split("/"))
+                last = os.path.basename(name) if name and leads_out else name
                 cell = ParquetCell(path, group, bytes_column, row, size)
                 images.append(_Embedded(cell, last) if has_bytes[row] else name)
     return images
@@ -227,7 +233,7 @@ def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
     """By column: the names behind its whole numbers, where a Hugging Face dataset says them."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     found = {}
     for column, feature in features.items():

@@ -38,7 +38,8 @@ def read_csv(path: Path, images_root: Path | None, reading: Reading) -> Source:
         images_root: folder that paths in the table are relative to; None: the table's own.
 
     Raises:
-        SourceError: no such table, not a table, a column that is missing, or a split that is none.
+        SourceError: no such table, not a table, a column that is missing, a split that is none, or a path that leaves
+            the folder.
     """
     table = load_csv(path)
     columns = choose_columns(reading, table.header, str(path))
@@ -49,7 +50,7 @@ def read_csv(path: Path, images_root: Path | None, reading: Reading) -> Source:
     root = Path(os.path.abspath(images_root or path.parent))
     places = {role: table.header.index(name) for role, name in columns.named().items() if role != "image"}
     attributes = [table.header.index(name) for name in columns.attributes]
-    images = _cells(table, columns)
+    images = _cells(table, columns, root)
     records = [
         Record(
             os.path.normpath(image) if image else f"line {line}",
@@ -69,7 +70,8 @@ def list_csv(path: str, images_root: str | None, image_column: str | None) -> tu
     """How many rows a CSV file has, and the path of each image that it names, by its name there."""
     table = load_csv(Path(path))
     columns = choose_columns(Reading(Columns(image=image_column), labels=False), table.header, path)
-    return len(table.rows), image_paths(_cells(table, columns), images_root or os.path.dirname(path))
+    root = os.path.abspath(images_root or os.path.dirname(path))
+    return len(table.rows), image_paths(_cells(table, columns, root), root)
 
 
 def load_csv(path: Path) -> Table:
@@ -104,12 +106,40 @@ def load_csv(path: Path) -> Table:
 
 
 def image_paths(images: Sequence[str | None], root: str | Path) -> dict[str, str]:
-    """The path of each image that is named, by its name; empty cells are passed over."""
-    root = os.path.abspath(root)
+    """The path of each image that is named, by its name; empty cells are passed over.
+
+    Args:
+        root: absolute folder that they are relative to.
+    """
     return {image: os.path.join(root, image) for image in images if image}
 
 
-def _cells(table: Table, columns: Columns) -> list[str]:
+def require_inside(image: str | None, root: str | Path, column: str, place: str) -> None:
+    """Refuse a path that a table from elsewhere must not lead to.
+
+    Args:
+        root: absolute folder that paths are relative to.
+        column: that the path stands in.
+        place: of the row, for the error.
+
+    Raises:
+        SourceError: it lies outside of the folder by its name, or is none.
+    """
+    if not image:
+        return
+    top = str(root)
+    path = os.path.normpath(os.path.join(top, image))
+    if "\0" in image or os.path.commonpath([top, path]) != top:
+        raise SourceError(
+            f"{place}: {column} {image!r} leads out of the folder {top}: set `images_root` to a folder that holds all "
+            "images (/ for any on this machine)"
+        )
+
+
+def _cells(table: Table, columns: Columns, root: str | Path) -> list[str]:
     assert columns.image is not None
     place = table.header.index(columns.image)
-    return [row[place] for row in table.rows]
+    images = [row[place] for row in table.rows]
+    for image, line in zip(images, table.lines, strict=True):
+        require_inside(image, root, columns.image, f"{table.path}, line {line}")
+    return images

@@ -1,9 +1,7 @@
 """WebDataset tars from elsewhere: samples are read where they lie, nothing is unpacked."""
 
 import json
-import os
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +11,7 @@ from typing import Any
 from stages.sources.candidates import Absent, Readable, Source, SourceError
 from stages.sources.columns import STANDARD, Columns, Reading, Record, describe, make_candidates
 from stages.sources.files import find_files, splits_of_files
+from stages.sources.tar_members import TarMember, list_members
 
 KIND = "wds"
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
@@ -26,23 +25,6 @@ SAMPLES_SCANNED = 1000
 """Of the first tar, to estimate how many there are."""
 KEYS_NAMED = 20
 """Of those in a JSON field that are not used."""
-
-
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """A file in a tar: where its bytes lie."""
-
-    path: str
-    offset: int
-    size_bytes: int
-
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            content = file.read(self.size_bytes)
-        if len(content) != self.size_bytes:
-            raise OSError(f"the tar ends within it ({os.path.basename(self.path)})")
-        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,51 +93,30 @@ def count_tars(location: str, suffixes: Sequence[str], image_field: str | None) 
 def _scan(path: Path, left_out: Counter[str]) -> Iterator[_Sample]:
     """The samples of a tar: members one after another that share a key, as webdataset groups them.
 
-    tarfile takes a header that it cannot read for the end; so where it stops is held against the file.
+    Raises:
+        SourceError: see `list_members`; or a key comes again, so that it is not known what belongs to which.
     """
     sample: _Sample | None = None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # or they stay in memory, all of them  # pyrefly: ignore
-                match = NAME.fullmatch(member.name)
-                if not member.isreg() or member.issparse() or match is None:
-                    left_out[OTHER_MEMBERS] += not member.isdir()
-                    continue
-                key, field = match[1].removeprefix("./"), match[2].lower()
-                if sample is None or sample.key != key or field in sample.members:
-                    if sample is not None:
-                        yield sample
-                    sample = _Sample(key, {})
-                sample.members[field] = TarMember(os.path.abspath(path), member.offset_data, member.size)
-            end = tar.offset
-        _check_end(path, end)
-    except (OSError, tarfile.TarError) as error:
-        hint = " (a compressed tar has to be unpacked first)" if _is_compressed(path) else ""
-        raise SourceError(f"{path} cannot be read as a tar: {error}{hint or ': fetch it again'}") from error
+    seen: set[str] = set()
+    for name, member in list_members(path):
+        match = NAME.fullmatch(name)
+        if match is None:
+            left_out[OTHER_MEMBERS] += 1
+            continue
+        key, field = match[1].removeprefix("./"), match[2].lower()
+        if sample is None or sample.key != key or field in sample.members:
+            if key in seen:
+                raise SourceError(
+                    f"{path}: member {name!r} comes after the end of its sample: the key {key!r} stands twice in this "
+                    "tar; make it again, with keys of their own and the members of each together"
+                )
+            if sample is not None:
+                yield sample
+            sample = _Sample(key, {})
+            seen.add(key)
+        sample.members[field] = member
     if sample is not None:
         yield sample
-
-
-def _check_end(path: Path, end: int) -> None:
-    """Raise where something other than zeros lies behind the last member, or nothing at all."""
-    with path.open("rb") as file:
-        file.seek(end)
-        rest = file.read(tarfile.BLOCKSIZE)
-        if len(rest) < tarfile.BLOCKSIZE:
-            raise SourceError(f"{path} is cut off after {path.stat().st_size:,} bytes: fetch it again")
-        while rest:
-            if rest.count(0) != len(rest):
-                raise SourceError(f"{path} is damaged, or several tars in one, from byte {end:,} on: fetch it again")
-            rest = file.read(2**20)
-
-
-def _is_compressed(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-    except OSError:
-        return False
 
 
 def _choose(samples: Sequence[_Sample], suffixes: frozenset[str], reading: Reading, location: Path) -> Columns:
@@ -274,7 +235,7 @@ def _keys_within(member: TarMember) -> list[str]:
     """
     try:
         pending = [("", json.loads(member.read()))]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     found = []
     while pending:
@@ -289,7 +250,7 @@ def _keys_within(member: TarMember) -> list[str]:
 def _parse(member: TarMember, place: str) -> Any:
     try:
         return json.loads(member.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{place}: its json cannot be read: {error}") from error
 
 

@@ -34,6 +34,9 @@ LABELS = ("targets", "labels", "_labels", "y")
 CLASSES = ("classes", "categories")
 """Attributes by which sets show their files, labels and names of classes."""
 
+UNPICKLED = frozenset({"LSUN", "LSUNClass"})
+"""Sets that unpickle a file of their folder without looking whether it is theirs (CIFAR looks: by a hash)."""
+
 Arguments = tuple[tuple[str, Any], ...]
 
 
@@ -167,7 +170,9 @@ def _open(name: str, folder: str, arguments: Arguments) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             return find_set(name)(root=folder, **dict(arguments))
-    except (RuntimeError, OSError, ImportError, ValueError) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # of files that are not what torchvision takes them for, nearly every type there is
         reason = " ".join(str(error).split())
         if "Unknown value" in reason and "split" in reason:  # as torchvision's verify_str_arg says it
             raise _NoSuchSplit from error
@@ -181,8 +186,13 @@ def find_set(name: str) -> Any:
     """The class of a set.
 
     Raises:
-        NoSuchSet: torchvision has none of that name, or it takes more than a folder.
+        NoSuchSet: torchvision has none of that name, it takes more than a folder, or it could run code of a file in it.
     """
+    if name in UNPICKLED:
+        raise NoSuchSet(
+            f"torchvision:{name} unpickles a file of its folder, which runs whatever is in it: it does not serve as a "
+            "source; take its images as `folder:`"
+        )
     sets = {
         one: found
         for one in torchvision.datasets.__all__

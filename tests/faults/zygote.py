@@ -30,12 +30,14 @@ class Trial:
     Attributes:
         pid: of its process, which leads a process group of its own.
         output: what it writes to stdout and stderr, together.
+        processor_seconds: that it took until its end, with those of processes that it waited for.
     """
 
     pid: int
     output: Path
     _zygote: "Zygote"
     code: int | None = None
+    processor_seconds: float | None = None
 
     def wait(self, seconds: float = 120.0) -> int:
         """Its exit code, or minus the number of the signal that it died of.
@@ -149,6 +151,7 @@ class Zygote:
             if told["event"] == "started":
                 self._started.append(told["pid"])
             else:
+                self._trials[told["pid"]].processor_seconds = told["processor_seconds"]
                 self._trials[told["pid"]].code = told["code"]
 
 
@@ -172,12 +175,13 @@ def _serve(orders: RawIOBase) -> None:
 def _tell_of_ended() -> None:
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, used = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:
             return
-        _tell({"event": "ended", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
+        ended = {"pid": pid, "code": os.waitstatus_to_exitcode(status)}
+        _tell({"event": "ended", "processor_seconds": used.ru_utime + used.ru_stime} | ended)
 
 
 def _tell(event: dict[str, Any]) -> None:
