@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import display, encoders, launcher, runner
+from pipeline import display, encoders, launcher, runner, sweep
 from pipeline.comparison import compare
 from pipeline.errors import AlreadyTold, DamagedArtifact, Interrupted, UsageError
 from pipeline.host import keep_freed_memory, sleep_soon
@@ -107,8 +107,8 @@ def run(
         if code:
             raise AlreadyTold(code)
         return
-    with runner.joined(place) as ranks:
-        checked, opened = _recipe(recipe, overrides, seed), Store(store)
+    with runner.joined(place) as ranks, Store(store).using() as opened:
+        checked = _recipe(recipe, overrides, seed)
         forced = runner.forced_steps(checked, steps or ()) if force else frozenset()
         planner = runner.Planner(opened, checked, display.tell, fresh=fresh, forced=forced, profile=profile)
         if place.rank > 0:
@@ -167,13 +167,14 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """What is up to date and what is not (exit 3). Trusts the last look at foreign files, and says how old it is."""
-    checked, opened = _recipe(recipe, overrides, seed), Store(store)
-    planned = runner.plan(runner.Planner(opened, checked, display.tell, look=False), steps or ())
-    ages = runner.looks(opened, planned)
-    if as_json:
-        _print_json([_planned_json(one) | {"source_looked_at": ages.get(one.step.name)} for one in planned])
-    else:
-        display.status(opened, checked, planned, ages, why=why)
+    checked = _recipe(recipe, overrides, seed)
+    with Store(store).using() as opened:
+        planned = runner.plan(runner.Planner(opened, checked, display.tell, look=False), steps or ())
+        ages = runner.looks(opened, planned)
+        if as_json:
+            _print_json([_planned_json(one) | {"source_looked_at": ages.get(one.step.name)} for one in planned])
+        else:
+            display.status(opened, checked, planned, ages, why=why)
     if any(one.state != "up to date" for one in planned):
         raise typer.Exit(STALE)
 
@@ -181,19 +182,21 @@ def status(
 @app.command("ls", epilog="Example: simclr ls")
 def list_artifacts(store: StorePath = None, as_json: AsJson = False) -> None:
     """Every step of every recipe in the store, with its versions."""
-    opened = Store(store)
-    rows = [version for recipe, step in opened.names() for version in opened.versions(recipe, step)]
-    if as_json:
-        _print_json([_version_json(opened, version) for version in rows])
-    else:
-        display.versions(opened, rows)
+    with Store(store).using() as opened:
+        rows = [*opened.all_versions()]
+        labels = {names: opened.aliases(*names) for names in {(one.recipe, one.step) for one in rows}}
+        labelled = [(one, labels[one.recipe, one.step].get(one.number, [])) for one in rows]
+        if as_json:
+            _print_json([_version_json(opened, *one) for one in labelled])
+        else:
+            display.versions(opened, labelled)
 
 
-def _version_json(store: Store, version: Version) -> dict[str, Any]:
+def _version_json(store: Store, version: Version, labels: Sequence[str]) -> dict[str, Any]:
     record = store.record(version.stage, version.key, version.digest)
     return {
         "reference": version.reference,
-        "labels": store.labels(version),
+        "labels": labels,
         "stage": version.stage,
         "digest": version.digest,
         "seed": record.seed,
@@ -204,10 +207,9 @@ def _version_json(store: Store, version: Version) -> dict[str, Any]:
     }
 
 
-def _resolve(store: Path | None, reference: str) -> tuple[Store, Version, Record]:
-    opened = Store(store)
+def _resolve(opened: Store, reference: str) -> tuple[Version, Record]:
     version = opened.resolve(reference)
-    return opened, version, opened.record(version.stage, version.key, version.digest)
+    return version, opened.record(version.stage, version.key, version.digest)
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
@@ -224,28 +226,31 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 @app.command(epilog="Example: simclr show digits/probe@latest")
 def show(reference: Reference, store: StorePath = None, as_json: AsJson = False) -> None:
     """What an artifact holds and what made it: files, settings, inputs, seed, code, environment, attempts, figures."""
-    opened, version, record = _resolve(store, reference)
-    timing = opened.timing(record.stage, record.key, record.digest)
-    rates = [_parsed(timing, line) for line in timing.read_bytes().splitlines()] if timing.is_file() else []
-    files = opened.files(record.stage, record.digest)
-    metrics = files / "metrics.json"
-    facts = {"reference": version.reference, "labels": opened.labels(version), "files": str(files), **asdict(record)}
-    facts["metrics"] = _parsed(metrics, metrics.read_bytes()) if metrics.is_file() else None
-    if as_json:
-        _print_json(facts | {"timing": rates})
-    else:
-        display.artifact(facts, files, rates)
+    with Store(store).using() as opened:
+        version, record = _resolve(opened, reference)
+        timing = opened.timing(record.stage, record.key, record.digest)
+        rates = [_parsed(timing, line) for line in timing.read_bytes().splitlines()] if timing.is_file() else []
+        files = opened.files(record.stage, record.digest)
+        metrics = files / "metrics.json"
+        labels = opened.labels(version)
+        facts = {"reference": version.reference, "labels": labels, "files": str(files), **asdict(record)}
+        facts["metrics"] = _parsed(metrics, metrics.read_bytes()) if metrics.is_file() else None
+        if as_json:
+            _print_json(facts | {"timing": rates})
+        else:
+            display.artifact(facts, files, rates)
 
 
 @app.command(epilog="Example: simclr log probe@latest")
 def log(reference: Reference, store: StorePath = None, as_json: AsJson = False) -> None:
     """The way from the source to an artifact: everything it was made of, with digests."""
-    opened, _, record = _resolve(store, reference)
-    lineage = opened.ancestors(record)
-    if as_json:
-        _print_json([asdict(one) for one in lineage])
-    else:
-        display.lineage(opened, lineage)
+    with Store(store).using() as opened:
+        _, record = _resolve(opened, reference)
+        lineage = opened.ancestors(record)
+        if as_json:
+            _print_json([asdict(one) for one in lineage])
+        else:
+            display.lineage(opened, lineage)
 
 
 @app.command(epilog="Example: simclr diff probe@v1 probe@v2")
@@ -256,9 +261,10 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """What differs between two artifacts: settings and figures, of themselves and of what they were made of."""
-    opened, _, old = _resolve(store, first)
-    _, _, new = _resolve(store, second)
-    changes = compare(opened, old, new)
+    with Store(store).using() as opened:
+        _, old = _resolve(opened, first)
+        _, new = _resolve(opened, second)
+        changes = compare(opened, old, new)
     if as_json:
         _print_json(changes)
     else:
@@ -273,8 +279,9 @@ def tag(
     as_json: AsJson = False,
 ) -> None:
     """Give a version a name of your own."""
-    opened, version, _ = _resolve(store, reference)
-    opened.tag(version, alias)
+    with Store(store).using() as opened:
+        version, _ = _resolve(opened, reference)
+        opened.tag(version, alias)
     if as_json:
         _print_json({"reference": version.reference, "alias": alias})
     else:
@@ -288,20 +295,52 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of one artifact, or of all, and hold it against its manifest (exit 4 if one is damaged)."""
-    opened = Store(store)
-    if reference is not None:
-        chosen = [opened.resolve(reference)]
-    else:
-        chosen = [version for names in opened.names() for version in opened.versions(*names)]
-    problems = {
-        version.reference: [asdict(problem) for problem in opened.verify_version(version)] for version in chosen
-    }
+    with Store(store).using() as opened:
+        chosen = opened.all_versions() if reference is None else [opened.resolve(reference)]
+        problems = {
+            version.reference: [asdict(problem) for problem in opened.verify_version(version)] for version in chosen
+        }
     if as_json:
         _print_json(problems)
     else:
         display.verified(problems)
     if any(problems.values()):
         raise typer.Exit(DamagedArtifact.exit_code)
+
+
+@app.command("gc", epilog="Example: simclr gc --keep 3 --apply")
+def collect(
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without, only say what would go.")] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Newest versions of a step that keep their names; labelled ones do."),
+    ] = None,
+    grace: Annotated[str, typer.Option(help="For which what goes stays in the trash: 7d, 12h, 30m, or 0.")] = "7d",
+    store: StorePath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take away what no name needs: to the trash of the store, and once the grace is over, for good.
+
+    Whatever has a name stays, with all that it was made from; so does what a run left unfinished, for 7 days at least.
+    """
+    swept = sweep.sweep(Store(store), keep=keep, grace_seconds=sweep.seconds_of(grace), apply=apply)
+    if as_json:
+        _print_json(
+            {
+                "applied": apply,
+                "moved": [_item_json(item) for item in swept.moved],
+                "deleted": [_item_json(item) for item in swept.deleted],
+                "moved_bytes": sum(item.size_bytes for item in swept.moved),
+                "freed_bytes": sum(item.size_bytes for item in swept.deleted),
+                "trash_bytes": swept.trash_bytes,
+            }
+        )
+    else:
+        display.swept(swept, apply=apply, grace=grace)
+
+
+def _item_json(item: sweep.Item) -> dict[str, Any]:
+    return {"what": item.what, "why": item.why, "size_bytes": item.size_bytes}
 
 
 @app.command(epilog="Example: simclr embed digits/simclr@latest photos --out features.parquet")
@@ -352,13 +391,13 @@ def search(
 
     The search is exact, but for an index: then what share of the nearest it finds is told.
     """
-    opened = Store(store)
-    encoder = opened.load(reference)
-    where = Path(gallery) if Path(gallery).is_dir() else opened.gallery(gallery, reference)
-    found = encoders.search(
-        encoder, images, where, IMAGE_SUFFIXES, count=neighbours, collage=collage, batch_size=batch_size, device=device,
-        workers=workers,
-    )  # fmt: skip
+    with Store(store).using() as opened:
+        encoder = opened.load(reference)
+        where = Path(gallery) if Path(gallery).is_dir() else opened.gallery(gallery, reference)
+        found = encoders.search(
+            encoder, images, where, IMAGE_SUFFIXES, count=neighbours, collage=collage, batch_size=batch_size,
+            device=device, workers=workers,
+        )  # fmt: skip
     index = where.index if isinstance(where, encoders.Gallery) else None
     if as_json:
         _print_json({"encoder": encoder.reference, "gallery": gallery, "index": index, "found": found})

@@ -13,6 +13,7 @@ from pipeline.resources import size_in_words
 from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
 from pipeline.store import Record, Store, Version
+from pipeline.sweep import Sweep
 from pipeline.terminal import print_styled, print_table
 
 STYLES = {"up to date": "green", "resume": "cyan", "run": "yellow", "waits": "dim"}
@@ -72,15 +73,15 @@ def status(store: Store, recipe: Recipe, planned: Sequence[Planned], ages: Mappi
         print(f"{step}: its source was last looked at {_age(looked_at)} ago; `simclr run` looks again")
 
 
-def versions(store: Store, rows: Sequence[Version]) -> None:
-    """Every version in the store."""
+def versions(store: Store, rows: Sequence[tuple[Version, Sequence[str]]]) -> None:
+    """Every version in the store, with its labels."""
     lines = []
-    for version in rows:
+    for version, its_labels in rows:
         try:
             size = size_in_words(store.record(version.stage, version.key, version.digest).size_bytes)
         except DamagedArtifact:
             size = "record damaged"
-        labels, age = ", ".join(store.labels(version)), f"{_age(version.created_at)} ago"
+        labels, age = ", ".join(its_labels), f"{_age(version.created_at)} ago"
         lines.append([version.reference, labels, version.stage, version.digest[:8], size, age])
     print_table(["reference", "labels", "stage", "digest", "size", "made"], lines)
 
@@ -195,6 +196,22 @@ def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     print(f"{sum(not found for found in problems.values())} of {len(problems)} artifacts are whole")
     if any(problems.values()):
         print("`simclr run RECIPE STEP --force` makes a damaged one again")
+
+
+def swept(found: Sweep, *, apply: bool, grace: str) -> None:
+    """What goes to the trash and what is deleted from there, with its size."""
+    items = [*found.moved, *found.deleted]
+    if items:
+        rows = [[item.what, item.why, size_in_words(item.size_bytes) if item.paths else ""] for item in items]
+        print_table(["what", "why", "size"], rows)
+    moved, freed = (size_in_words(sum(item.size_bytes for item in part)) for part in (found.moved, found.deleted))
+    goes, is_now = ("went", "are") if apply else ("would go", "would be")
+    print(
+        f"{moved} {goes} to the trash, {freed} {is_now} freed from it; {size_in_words(found.trash_bytes)} {is_now} "
+        f"there, each thing until a `simclr gc --apply` that comes {grace} after it"
+    )
+    if not apply and items:
+        print("nothing was done: --apply does it")
 
 
 def _age(moment: float) -> str:

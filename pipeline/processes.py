@@ -16,15 +16,23 @@ def this_process() -> str:
     return f"{_host()}-{os.getpid()}-{_started(os.getpid())}"
 
 
+def is_of_this_machine(name: str) -> bool:
+    """Whether a name is that of a process of this machine, or a longer one that begins so."""
+    host, *rest = name.split("-")
+    return host == _host() and len(rest) > 1 and rest[0].isdecimal()
+
+
 def may_be_alive(name: str) -> bool:
     """Whether the process of that name (or of a longer one that begins so) may be there still.
 
     What another machine does is not known here; nor is a name that is none of ours.
     """
-    host, *rest = name.split("-")
-    if host != _host() or len(rest) < 2 or not rest[0].isdecimal():
+    if not is_of_this_machine(name):
         return True
+    rest = name.split("-")[1:]
     number = int(rest[0])
+    if _state(number) in ("Z", "X"):  # it has ended, and whoever started it has not asked how
+        return False
     try:
         os.kill(number, 0)
     except ProcessLookupError:
@@ -34,9 +42,20 @@ def may_be_alive(name: str) -> bool:
     return rest[1] in ("0", _started(number))
 
 
+def _state(number: int) -> str:
+    """A letter (proc(5)); empty where the system does not say."""
+    return _facts(number)[:1]
+
+
 def _started(number: int) -> str:
     """In ticks since the machine started (proc(5)); 0 where the system does not say."""
+    words = _facts(number).split()
+    return words[19] if len(words) > 19 else "0"
+
+
+def _facts(number: int) -> str:
+    """What proc(5) says of a process, from its state on."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return "0"
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].strip()
+    except OSError:
+        return ""

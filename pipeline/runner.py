@@ -89,6 +89,7 @@ class Planner:
         names_seen = _lineage_names(self.store, self.recipe, input_records) if step.settings.reads_ancestors else None
         hashed = hashed_subset(step.settings)
         key = provenance.step_key(step.stage.name, step.stage.version, seed, hashed, inputs, names_seen)
+        self.store.claim(step.stage.name, key)  # its checkpoints too
         record = self.store.current(step.stage.name, key)
         facts = {"key": key, "inputs": inputs, "input_records": input_records, "seed": seed}
         forced = step.name in self.forced

@@ -1,15 +1,17 @@
 """The store: a folder of immutable artifacts, found by name and version or by digest. Files are the only truth."""
 
+import copy
 import json
 import os
 import re
+import secrets
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Self, TypeVar, get_args, get_origin
 
 from pipeline import encoders
 from pipeline.errors import DamagedArtifact, UsageError
@@ -29,12 +31,15 @@ from pipeline.manifest import (
     stamps,
 )
 from pipeline.provenance import STORE_FORMAT
+from pipeline.uses import Uses
 
 REFERENCE = re.compile(r"^(?:(?P<recipe>[\w.-]+)/)?(?P<step>[\w-]+)(?:@(?P<label>[\w.-]+))?$")
 DIGEST = re.compile(r"^[0-9a-f]{8,64}$")
 VERSION = re.compile(r"^v[1-9][0-9]*$")
 STAGE = re.compile(r"^[a-z][a-z0-9_]*$")
 FULL_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+TRASHED_AT = "%Y-%m-%dT%H-%M-%SZ"
+"""How the name of a folder in trash/ begins: when it went there."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ class Version:
         return f"{self.recipe}/{self.step}@{self.label}"
 
 
+Found = TypeVar("Found", Record, Version)
+
+
 class Store:
     """Reads and publishes artifacts below one folder.
 
@@ -103,6 +111,7 @@ class Store:
         self.path = path or Path(os.environ.get("SIMCLR_STORE") or "artifacts")
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: is a file; a store is a folder")
+        self._uses: Uses | None = None
         stamp = self.path / "format.json"
         if stamp.is_file():
             try:
@@ -120,6 +129,42 @@ class Store:
     def prepare(self) -> None:
         """Make the folder and its format.json, if they are not there."""
         create_file(self.path / "format.json", canonical_json({"format": STORE_FORMAT}))
+
+    # In use
+
+    @contextmanager
+    def using(self) -> Iterator[Self]:
+        """A view of the store for as long as the context lasts: what is found by it, and what that was made from, is
+        kept from a `simclr gc` until then. See pipeline/uses.py.
+        """
+        if self._uses is not None:
+            yield self
+            return
+        view = copy.copy(self)
+        view._uses = Uses(self.path)
+        try:
+            yield view
+        finally:
+            view._uses.end()
+
+    def claim(self, stage: str, name: str) -> None:
+        """Keep an artifact (by its digest) or what is of a step (by its key) from gc; outside of `using`, nothing is.
+
+        Raises:
+            Held: a gc is at it, and does not come to an end.
+        """
+        if self._uses is not None:
+            self._uses.claim(stage, name)
+
+    def _claimed(self, find: Callable[[], Found | None]) -> Found | None:
+        """What `find` gives, claimed; found again until it stays."""
+        found = find()
+        while self._uses is not None and found is not None:
+            self.claim(found.stage, found.digest)
+            before, found = found, find()
+            if found == before:
+                break
+        return found
 
     # Places
 
@@ -139,7 +184,7 @@ class Store:
         """What was seen of foreign sources; can be deleted at any time."""
         return self.path / "sources"
 
-    def _whole(self, stage: str, digest: str) -> Path:
+    def whole(self, stage: str, digest: str) -> Path:
         """Stamps of the files of an artifact when it was last found whole; can be deleted at any time."""
         return self.path / "whole" / stage / f"{digest}.json"
 
@@ -147,30 +192,50 @@ class Store:
         """Where experiment trackers write their files (TensorBoard)."""
         return self.path / "trackers" / recipe / step / key[:8]
 
-    def _run(self, stage: str, key: str, digest: str) -> Path:
+    def run_file(self, stage: str, key: str, digest: str) -> Path:
+        """The record of an artifact."""
         return self.path / "runs" / stage / key / f"{digest}.json"
+
+    def pointer(self, stage: str, key: str) -> Path:
+        """Says which of the records of a key is current."""
+        return self.path / "runs" / stage / key / "current.json"
 
     def timing(self, stage: str, key: str, digest: str) -> Path:
         """Rates, clocks and hosts of a run, beside its record: they are no function of the key."""
-        return self._run(stage, key, digest).with_suffix(".timing.jsonl")
+        return self.run_file(stage, key, digest).with_suffix(".timing.jsonl")
 
     def _name(self, recipe: str, step: str) -> Path:
         return self.path / "names" / recipe / step
+
+    def _version(self, recipe: str, step: str, number: int) -> Path:
+        return self._name(recipe, step) / f"v{number}.json"
+
+    def new_trash(self) -> Path:
+        """A place in trash/ that tells of now. What goes there keeps its path in the store, for who wants it back."""
+        return self.path / "trash" / f"{time.strftime(TRASHED_AT, time.gmtime())}-{secrets.token_hex(4)}"
 
     # Reading
 
     def current(self, stage: str, key: str) -> Record | None:
         """The record of the artifact that a key stands for, or None if it was never made or is gone."""
-        pointer = self.path / "runs" / stage / key / "current.json"
-        if not pointer.is_file():
-            return None
+        return self._claimed(lambda: self._current(stage, key))
+
+    def _current(self, stage: str, key: str) -> Record | None:
+        pointer = self.pointer(stage, key)
         try:
             digest = _known(parse_json(pointer.read_bytes())["digest"], FULL_DIGEST, "digest")
-        except (ValueError, KeyError, TypeError) as error:
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedArtifact(f"{pointer}: cannot be read: {_in_words(error)}; delete it") from error
         if not (self.build(stage, digest) / MANIFEST).is_file():
             return None
-        return self.record(stage, key, digest)
+        try:
+            return self.record(stage, key, digest)
+        except DamagedArtifact:
+            if pointer.is_file():
+                raise
+            return None  # gc took it away between two looks
 
     def record(self, stage: str, key: str, digest: str) -> Record:
         """What made an artifact.
@@ -178,7 +243,7 @@ class Store:
         Raises:
             DamagedArtifact: the record is missing or was changed.
         """
-        path = self._run(stage, key, digest)
+        path = self.run_file(stage, key, digest)
         try:
             _check_place(stage, key, digest)
             data = parse_json(path.read_bytes())
@@ -205,7 +270,7 @@ class Store:
         def visit(one: Record) -> None:
             place = (one.stage, one.key, one.digest)
             if place in above:
-                raise DamagedArtifact(f"{self._run(*place)}: input_runs: it was made of itself")
+                raise DamagedArtifact(f"{self.run_file(*place)}: input_runs: it was made of itself")
             above.add(place)
             for run in one.input_runs:
                 if tuple(run) not in found:
@@ -218,14 +283,25 @@ class Store:
 
     def versions(self, recipe: str, step: str) -> list[Version]:
         """All versions of a step, oldest first."""
-        paths = self._name(recipe, step).glob("v*.json")
-        numbers = sorted(int(path.stem[1:]) for path in paths if VERSION.match(path.stem))
-        return [self._read_version(self._name(recipe, step) / f"v{number}.json") for number in numbers]
+        paths = (self._version(recipe, step, number) for number in self._numbers(recipe, step))
+        return [version for version in map(self.read_if_there, paths) if version is not None]
+
+    def all_versions(self) -> Iterator[Version]:
+        """All versions of all steps; one that gc takes away meanwhile is passed over."""
+        for recipe, step in self.names():
+            for version in self.versions(recipe, step):
+                self.claim(version.stage, version.digest)
+                if self._version(recipe, step, version.number).is_file():
+                    yield version
+
+    def _numbers(self, recipe: str, step: str) -> list[int]:
+        names = os.listdir(self._name(recipe, step)) if self._name(recipe, step).is_dir() else []
+        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return sorted(int(stem[1:]) for stem in stems if VERSION.match(stem))
 
     def latest(self, recipe: str, step: str) -> Version | None:
         """What the last run of a step made or reused."""
-        path = self._name(recipe, step) / "latest"
-        return self._read_version(path) if path.is_file() else None
+        return self._claimed(lambda: self.read_if_there(self._name(recipe, step) / "latest"))
 
     def names(self) -> list[tuple[str, str]]:
         """(recipe, step) of everything that has a name, but what no REF could name."""
@@ -234,9 +310,15 @@ class Store:
 
     def labels(self, version: Version) -> list[str]:
         """The aliases, `latest` among them, that point at a version."""
-        folder = self._name(version.recipe, version.step)
-        aliases = [path for path in sorted(folder.iterdir()) if not path.suffix and not path.name.startswith(".")]
-        return [path.name for path in aliases if self._read_version(path).number == version.number]
+        return self.aliases(version.recipe, version.step).get(version.number, [])
+
+    def aliases(self, recipe: str, step: str) -> dict[int, list[str]]:
+        """By number of a version: the aliases that point at it, `latest` among them."""
+        folder = self._name(recipe, step)
+        found: dict[int, list[str]] = {}
+        for name in sorted(one for one in os.listdir(folder) if "." not in one):
+            found.setdefault(self._read_version(folder / name).number, []).append(name)
+        return found
 
     def resolve(self, reference: str) -> Version:
         """Find what a REF names: `[recipe/]step[@vN|latest|alias]`, or at least 8 digits of a digest.
@@ -244,6 +326,11 @@ class Store:
         Raises:
             UsageError: nothing has that name, or several have.
         """
+        version = self._claimed(lambda: self._resolve(reference))
+        assert version is not None, "what cannot be found raises"
+        return version
+
+    def _resolve(self, reference: str) -> Version:
         match = REFERENCE.match(reference)
         named = (
             []
@@ -264,11 +351,11 @@ class Store:
             raise UsageError(f"{reference}: several recipes have that step; say which: {choices}")
         label = match["label"] or "latest"
         folder = self._name(*named[0])
-        path = folder / (f"{label}.json" if VERSION.match(label) else label)
-        if not path.is_file():
+        version = self.read_if_there(folder / (f"{label}.json" if VERSION.match(label) else label))
+        if version is None:
             known = ", ".join(sorted(entry.stem for entry in folder.iterdir() if not entry.name.startswith(".")))
             raise UsageError(f"{reference}: no such version or alias; {'/'.join(named[0])} has {known}")
-        return self._read_version(path)
+        return version
 
     def _by_digest(self, digits: str) -> Version:
         matches = {
@@ -284,7 +371,12 @@ class Store:
 
     @staticmethod
     def _read_version(path: Path) -> Version:
-        """Raises DamagedArtifact: it is no version, or one of another place; names file and field."""
+        """The version that a file tells of.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            DamagedArtifact: it is no version, or one of another place; names file and field.
+        """
         try:
             found = Version(**parse_json(path.read_bytes()))
             _check_place(found.stage, found.key, found.digest)
@@ -293,8 +385,17 @@ class Store:
             if type(found.number) is not int or not isinstance(found.created_at, int | float):
                 raise ValueError("number, created_at: they are numbers")
             return found
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError, TypeError) as error:
             raise DamagedArtifact(f"{path}: the version cannot be read: {_in_words(error)}") from error
+
+    def read_if_there(self, path: Path) -> Version | None:
+        """The version that a file of names/ tells of; None if gc took it away."""
+        try:
+            return self._read_version(path)
+        except FileNotFoundError:
+            return None
 
     # Publishing
 
@@ -306,21 +407,23 @@ class Store:
         """
         digest = seal(folder)
         reach("publish.sealed")
+        self.claim(stage, digest)
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
         place = self.build(stage, digest)
         if not commit_folder(folder, place) and self.verify(stage, digest):
             # What lay there was damaged since: the bytes that were made anew take its place.
-            self.discard(place)
+            self.discard(place, self.new_trash())
             commit_folder(folder, place)
         reach("publish.placed")
-        replace_file(self._whole(stage, digest), canonical_json(stamps(place)))  # read a moment ago, to be hashed
+        replace_file(self.whole(stage, digest), canonical_json(stamps(place)))  # read a moment ago, to be hashed
         return digest, sum(entry["size"] for entry in files.values())
 
-    def discard(self, folder: Path) -> None:
-        """Move a folder to trash/, by one rename."""
-        trash = self.path / "trash" / f"{time.time_ns()}-{folder.name}"
-        trash.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(trash)
+    def discard(self, path: Path, trash: Path) -> None:
+        """Move a file or folder of the store to the trash, by one rename; nothing, if it is gone."""
+        place = trash / path.relative_to(self.path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.rename(place)
 
     def write_record(self, record: Record, *, repoint: bool = False) -> Record:
         """Keep what made an artifact, and make it current if nothing was (or if `repoint`).
@@ -335,9 +438,9 @@ class Store:
             return made_meanwhile
         data = asdict(record)
         data["sha256"] = sha256_bytes(canonical_json(data))
-        replace_file(self._run(record.stage, record.key, record.digest), canonical_json(data))
+        replace_file(self.run_file(record.stage, record.key, record.digest), canonical_json(data))
         reach("record.written")
-        pointer = self.path / "runs" / record.stage / record.key / "current.json"
+        pointer = self.pointer(record.stage, record.key)
         content = canonical_json({"digest": record.digest})
         # Of several processes that come here at once the first wins; a pointer to what is gone counts for nothing.
         if repoint or (not create_file(pointer, content) and self.current(record.stage, record.key) is None):
@@ -347,6 +450,13 @@ class Store:
 
     def name(self, recipe: str, step: str, record: Record) -> Version:
         """Give a run its version of a step, and point `latest` at it; equal bytes make no new version."""
+        latest = self.latest(recipe, step)
+        if (
+            latest is not None
+            and (latest.stage, latest.key, latest.digest) == (record.stage, record.key, record.digest)
+            and self._version(recipe, step, latest.number).is_file()
+        ):
+            return latest  # without a look at all the others
         while True:
             versions = self.versions(recipe, step)
             same = [version for version in versions if version.digest == record.digest]
@@ -354,7 +464,7 @@ class Store:
             created_at = same[0].created_at if same else time.time()
             version = Version(recipe, step, number, record.stage, record.key, record.digest, created_at)
             content = canonical_json(asdict(version))
-            if same or create_file(self._name(recipe, step) / f"v{number}.json", content):
+            if same or create_file(self._version(recipe, step, number), content):
                 break
         reach("version.created")
         if self.latest(recipe, step) != version:
@@ -399,7 +509,7 @@ class Store:
         Raises:
             DamagedArtifact: names the file, and how the artifact is made again.
         """
-        seen = self._whole(record.stage, record.digest)
+        seen = self.whole(record.stage, record.digest)
         try:
             known = parse_json(seen.read_bytes())
         except (OSError, ValueError):
@@ -427,16 +537,17 @@ class Store:
             UsageError: nothing has that name, or it is no encoder.
             DamagedArtifact: a file is not the one that was published.
         """
-        version = self.resolve(reference)
-        record = self.record(version.stage, version.key, version.digest)
-        self.require_whole(record)
-        self.ancestors(record)  # a record that was made of itself would have no end
-        made_by: dict[str, dict[str, Any]] = {}
-        pending = [record]
-        for one in pending:  # the nearest of each stage counts
-            made_by.setdefault(one.stage, one.settings)
-            pending += [self.record(*run) for run in one.input_runs]
-        return encoders.load(self.files(record.stage, record.digest), version.reference, made_by)
+        with self.using() as store:
+            version = store.resolve(reference)
+            record = store.record(version.stage, version.key, version.digest)
+            store.require_whole(record)
+            store.ancestors(record)  # a record that was made of itself would have no end
+            made_by: dict[str, dict[str, Any]] = {}
+            pending = [record]
+            for one in pending:  # the nearest of each stage counts
+                made_by.setdefault(one.stage, one.settings)
+                pending += [store.record(*run) for run in one.input_runs]
+            return encoders.load(store.files(record.stage, record.digest), version.reference, made_by)
 
     def gallery(self, reference: str, encoder: str) -> encoders.Gallery:
         """Features to search in, or an index of some.
@@ -480,7 +591,7 @@ class Store:
         """What made the first input of that stage. Raises DamagedArtifact where there is none."""
         found = next((self.record(*run) for run in record.input_runs if run[0] == stage), None)
         if found is None:
-            place = self._run(record.stage, record.key, record.digest)
+            place = self.run_file(record.stage, record.key, record.digest)
             raise DamagedArtifact(f"{place}: input_runs: nothing of the stage {stage} is among them")
         return found
 

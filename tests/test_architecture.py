@@ -16,8 +16,8 @@ FOLDERS = ("encoders", "evaluation", "images", "labels", "losses", "models", "re
 # Each module of pipeline/ may import those on its right, and those that they may import.
 LAYERS = {
     "__main__": {"cli"},
-    "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host"},
-    "display": {"runner", "terminal", "resources"},
+    "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host", "sweep"},
+    "display": {"runner", "terminal", "resources", "sweep"},
     "schema": {"stage", "templates"},
     "runner": {"recipe", "store", "comparison", "launcher", "resources"},
     "comparison": {"store"},
@@ -38,7 +38,9 @@ LAYERS = {
     "recipe": {"stage", "store", "templates", "yaml_text"},
     "yaml_text": set(),
     "templates": set(),
-    "store": {"provenance", "encoders"},
+    "sweep": {"store"},
+    "store": {"provenance", "encoders", "uses"},
+    "uses": {"manifest"},
     "encoders": {"progress", "provenance", "resources"},
     "resources": {"errors"},
     "host": set(),

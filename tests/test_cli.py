@@ -173,7 +173,7 @@ def test_quick_commands_answer_within_half_a_second(arguments: list[str]) -> Non
 
 
 def test_every_command_has_help_with_an_example_and_json() -> None:
-    for command in ("run", "status", "ls", "show", "log", "diff", "tag", "verify", "embed", "export", "schema"):
+    for command in ("run", "status", "ls", "show", "log", "diff", "tag", "verify", "gc", "embed", "export", "schema"):
         text = python("-m", "pipeline.cli", command, "--help").stdout
         assert "Example: simclr" in text, command
         assert "--json" in text, command
