@@ -2,7 +2,10 @@
 
 import json
 import os
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -10,8 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from faults.savers import load_with_accelerate, save_ours, save_with_accelerate
-from pipeline import failpoints
+from pipeline import failpoints, workplace
+from pipeline.store import Store
 from pipeline.training import Training
+from pipeline.workplace import Workplace
 
 __all__ = ["load_with_accelerate", "log_points", "log_samples", "save_ours", "save_with_accelerate"]
 
@@ -40,6 +45,44 @@ def log_samples(path: str) -> None:
         return accepted
 
     Training.accepts = watched
+
+
+# Several processes at one step
+
+
+def without_leases() -> None:
+    """As on a file system that grants every lock."""
+
+    @contextmanager
+    def held(self: Workplace) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        yield
+
+    Workplace.held = held
+
+
+def with_own_bytes() -> None:
+    """Leases hold nobody back, and what a step writes differs from one process to the next."""
+    without_leases()
+    publish = Store.publish
+
+    def published(self: Store, folder: Path, stage: str) -> tuple[str, int]:
+        (folder / "files" / "process.txt").write_text(str(os.getpid()))
+        return publish(self, folder, stage)
+
+    Store.publish = published
+
+
+def overtaken(lease_seconds: float, path: str) -> None:
+    """A lease that runs out soon; and a line in a file for each step of training, as of `log_samples`."""
+    workplace.LEASE_SECONDS = lease_seconds
+    log_samples(path)
+
+
+def on_another_machine(lease_seconds: float) -> None:
+    """A process that cannot see whether one of this machine is alive."""
+    workplace.LEASE_SECONDS = lease_seconds
+    socket.gethostname = lambda: "elsewhere"
 
 
 def _open(path: str) -> int:
