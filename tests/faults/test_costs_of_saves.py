@@ -47,7 +47,8 @@ def test_a_checkpoint_at_the_default_cadence_takes_little_of_the_time(
     for step in range(6 if is_whole else 3):
         began = time.perf_counter()
         optimiser.zero_grad()
-        nt_xent(*projector(encoder(images)).chunk(2), settings.temperature).backward()
+        view_a, view_b = projector(encoder(images)).chunk(2)
+        nt_xent(view_a, view_b, settings.temperature).backward()
         gradients.append(time.perf_counter() - began)
         began = time.perf_counter()
         optimisation.step(step)
