@@ -171,7 +171,8 @@ def _read_library(path: Path, kind: Kind) -> Any:
 
 def _unreadable(path: Path, what: str) -> UnreadableIndex:
     return UnreadableIndex(
-        f"{path}: faiss {faiss.__version__} cannot read it: {what}, or make it again by `simclr run RECIPE STEP --force`"
+        f"{path}: faiss {faiss.__version__} cannot read it: {what}, or make it again by "
+        "`simclr run RECIPE STEP --force`"
     )
 
 
