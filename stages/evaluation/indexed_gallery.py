@@ -124,8 +124,9 @@ def read_indexed_gallery(folder: Path, card: Mapping[str, Any]) -> IndexedGaller
     """
     require_library()
     kind, effort = _kind_and_effort(folder, card)
+    library = _read_library(folder / INDEX_FILE, kind)
     vectors = _read_vectors(folder / VECTORS_FILE)
-    library = _read_library(folder / INDEX_FILE, kind, vectors)
+    _check_library(folder / INDEX_FILE, library, vectors)
     ids, keys, splits, labels = _read_rows(folder / GALLERY_FILE, len(vectors))
     return IndexedGallery(VectorIndex(kind, library, vectors, effort), ids, keys, splits, labels)
 
@@ -155,27 +156,33 @@ def _read_vectors(path: Path) -> Tensor:
     return vectors
 
 
-def _read_library(path: Path, kind: Kind, vectors: Tensor) -> Any:
-    """faiss's index of these vectors. Of what it can read, only the kinds that `make_index` writes are given to it."""
+def _read_library(path: Path, kind: Kind) -> Any:
+    """faiss's index. Of what it can read, only the kinds that `make_index` writes are given to it."""
     try:
         with path.open("rb") as file:
-            written = file.read(len(MARKS[kind]))
-        if written != MARKS[kind]:
-            raise UnreadableIndex(
-                f"{path} does not begin with {MARKS[kind].decode()}: it is no index of the kind {kind}"
-            )
-        library = faiss.read_index(str(path))
+            begins = file.read(len(MARKS[kind])) == MARKS[kind]
+        library = faiss.read_index(str(path)) if begins else None
     except (OSError, RuntimeError, MemoryError) as error:
-        raise UnreadableIndex(
-            f"{path}: faiss {faiss.__version__} cannot read it: install the version that wrote it, or make it again by "
-            "`simclr run RECIPE STEP --force`"
-        ) from error
+        raise _unreadable(path, "install the version that wrote it") from error
+    if library is None:
+        raise _unreadable(path, f"it does not begin with {MARKS[kind].decode()}, as one of the kind {kind} does")
+    return library
+
+
+def _unreadable(path: Path, what: str) -> UnreadableIndex:
+    return UnreadableIndex(
+        f"{path}: faiss {faiss.__version__} cannot read it: {what}, or make it again by "
+        "`simclr run RECIPE STEP --force`"
+    )
+
+
+def _check_library(path: Path, library: Any, vectors: Tensor) -> None:
+    """Raise UnreadableIndex where it is of other vectors."""
     if (library.ntotal, library.d) != tuple(vectors.shape) or library.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise UnreadableIndex(
             f"{path} is of {library.ntotal:,} vectors of {library.d} numbers, and {VECTORS_FILE} has "
             f"{len(vectors):,} of {vectors.shape[1]}"
         )
-    return library
 
 
 def _read_rows(path: Path, rows: int) -> tuple[NDArray[np.int64], list[str], list[str], list[str | None]]:
