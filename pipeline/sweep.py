@@ -413,10 +413,11 @@ def _delete(store: Store, expired: list[Item]) -> None:
     for folder in (path for item in expired for path in item.paths):
         reach("gc.delete")
         gone = folder
-        if not folder.name.startswith(DELETING):  # of which a part is missing from now on
-            gone = folder.with_name(f"{DELETING}{folder.name}")
-            folder.rename(gone)
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        with suppress(FileNotFoundError):  # another gc is at it as well
+            if not folder.name.startswith(DELETING):  # of which a part is missing from now on
+                gone = folder.with_name(f"{DELETING}{folder.name}")
+                folder.rename(gone)
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
 
 
 def _tidy(store: Store) -> None:
