@@ -402,6 +402,8 @@ def _expired(store: Store, grace_seconds: float) -> list[Item]:
         try:
             since = float(timegm(time.strptime(name.rpartition("-")[0], TRASHED_AT)))
         except ValueError:
+            if not os.path.lexists(folder):  # another gc deleted it
+                continue
             since = folder.lstat().st_ctime  # of a name of its own: when it was moved here
         if folder.name != name or time.time() - since >= grace_seconds:
             why = f"in the trash since {time.strftime('%Y-%m-%d %H:%M', time.localtime(since))}"
