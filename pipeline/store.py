@@ -421,9 +421,10 @@ class Store:
     def discard(self, path: Path, trash: Path) -> None:
         """Move a file or folder of the store to the trash, by one rename; nothing, if it is gone."""
         place = trash / path.relative_to(self.path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            path.rename(place)
+        while os.path.lexists(path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # it is gone, or another gc has emptied the trash since
+                path.rename(place)
 
     def write_record(self, record: Record, *, repoint: bool = False) -> Record:
         """Keep what made an artifact, and make it current if nothing was (or if `repoint`).

@@ -402,6 +402,8 @@ def _expired(store: Store, grace_seconds: float) -> list[Item]:
         try:
             since = float(timegm(time.strptime(name.rpartition("-")[0], TRASHED_AT)))
         except ValueError:
+            if not os.path.lexists(folder):  # another gc deleted it
+                continue
             since = folder.lstat().st_ctime  # of a name of its own: when it was moved here
         if folder.name != name or time.time() - since >= grace_seconds:
             why = f"in the trash since {time.strftime('%Y-%m-%d %H:%M', time.localtime(since))}"
@@ -413,10 +415,11 @@ def _delete(store: Store, expired: list[Item]) -> None:
     for folder in (path for item in expired for path in item.paths):
         reach("gc.delete")
         gone = folder
-        if not folder.name.startswith(DELETING):  # of which a part is missing from now on
-            gone = folder.with_name(f"{DELETING}{folder.name}")
-            folder.rename(gone)
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        with suppress(FileNotFoundError):  # another gc is at it as well
+            if not folder.name.startswith(DELETING):  # of which a part is missing from now on
+                gone = folder.with_name(f"{DELETING}{folder.name}")
+                folder.rename(gone)
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
 
 
 def _tidy(store: Store) -> None:

@@ -164,6 +164,38 @@ def test_the_trash_is_emptied_after_the_grace_and_can_be_had_back_before(store: 
     assert whats(run_gc(store, grace=0).deleted) == ["trash/of mine"]
 
 
+def test_two_may_empty_the_trash_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store, "old")
+    run_gc(store)
+    real = sweep.reach
+    once: list[str] = []
+
+    def other_gc_at(point: str) -> None:
+        if point == "gc.delete" and not once:
+            once.append(point)
+            assert len(run_gc(store, grace=0).deleted) == 1
+        real(point)
+
+    monkeypatch.setattr(sweep, "reach", other_gc_at)
+    assert len(run_gc(store, grace=0).deleted) == 1
+    assert list((store.path / "trash").iterdir()) == []
+
+
+def test_the_trash_may_be_emptied_while_something_goes_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = make(store, "old")
+    real = sweep.reach
+
+    def other_gc_at(point: str) -> None:
+        if point == "gc.moved":
+            shutil.rmtree(store.path / "trash")
+        real(point)
+
+    monkeypatch.setattr(sweep, "reach", other_gc_at)
+    run_gc(store)
+    assert not store.build("train", record.digest).exists()
+    assert not store.run_file("train", record.key, record.digest).exists()
+
+
 def test_work_stays_for_a_week(store: Store) -> None:
     idle, lately = store.work("train", "a" * 64), store.work("train", "b" * 64)
     for folder in (idle, lately):
