@@ -17,7 +17,8 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from pipeline import open_store
-from pipeline.store import Record, Store
+from pipeline.records import Record
+from pipeline.store import Store
 
 NOTHING = "\N{EN DASH}"
 FIGURES = {

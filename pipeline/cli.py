@@ -19,9 +19,10 @@ from pipeline.errors import AlreadyTold, DamagedArtifact, Interrupted, UsageErro
 from pipeline.host import keep_freed_memory, sleep_soon
 from pipeline.manifest import parse_json
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.records import Record, Version
 from pipeline.resources import exhausted
 from pipeline.schema import recipe_schema
-from pipeline.store import Record, Store, Version
+from pipeline.store import Store
 from stages.settings import STAGES
 from stages.settings.source import IMAGE_SUFFIXES
 

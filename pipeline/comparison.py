@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipeline.store import Record, Store
+from pipeline.records import Record
+from pipeline.store import Store
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

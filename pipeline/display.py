@@ -9,10 +9,11 @@ from typing import Any
 
 from pipeline.errors import DamagedArtifact
 from pipeline.recipe import Recipe
+from pipeline.records import Record, Version
 from pipeline.resources import size_in_words
 from pipeline.runner import Finished, Planned
 from pipeline.settings import Estimate
-from pipeline.store import Record, Store, Version
+from pipeline.store import Store
 from pipeline.sweep import Sweep
 from pipeline.terminal import print_styled, print_table
 

@@ -11,9 +11,10 @@ from pipeline.comparison import differences
 from pipeline.errors import NoSpace, UsageError
 from pipeline.launcher import Place
 from pipeline.recipe import Recipe, Step, listed
+from pipeline.records import Record, Version
 from pipeline.resources import free_bytes, free_in_words
 from pipeline.settings import Call, Estimate, artifact_stages, hashed_subset
-from pipeline.store import Record, Store, Version
+from pipeline.store import Store
 
 NAMES_LISTED = 3
 

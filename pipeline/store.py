@@ -8,10 +8,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, TypeVar, get_args, get_origin
+from typing import Any, Self, TypeVar
 
 from pipeline import encoders
 from pipeline.errors import DamagedArtifact, UsageError
@@ -31,67 +30,14 @@ from pipeline.manifest import (
     stamps,
 )
 from pipeline.provenance import STORE_FORMAT
+from pipeline.records import Record, Version, read_format, read_pointer, read_record, read_version
 from pipeline.uses import Uses
 
 REFERENCE = re.compile(r"^(?:(?P<recipe>[\w.-]+)/)?(?P<step>[\w-]+)(?:@(?P<label>[\w.-]+))?$")
 DIGEST = re.compile(r"^[0-9a-f]{8,64}$")
 VERSION = re.compile(r"^v[1-9][0-9]*$")
-STAGE = re.compile(r"^[a-z][a-z0-9_]*$")
-FULL_DIGEST = re.compile(r"^[0-9a-f]{64}$")
 TRASHED_AT = "%Y-%m-%dT%H-%M-%SZ"
 """How the name of a folder in trash/ begins: when it went there."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What made an artifact: one file of `runs/`, which carries its own hash."""
-
-    stage: str
-    stage_version: int
-    key: str
-    digest: str
-    recipe: str
-    step: str
-    seed: int | None
-    settings: dict[str, Any]
-    hashed_settings: dict[str, Any]
-    """Those that can change the result."""
-    changed_settings: dict[str, Any]
-    """Those of them that are not at their default."""
-    inputs: dict[str, Any]
-    """By setting: a digest, `foreign:...`, or for settings with several a list of [name, digest]."""
-    input_runs: list[list[str]]
-    """[stage, key, digest] of every artifact among the inputs."""
-    size_bytes: int
-    code: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    attempts: list[dict[str, Any]] = field(default_factory=list)
-    counts: dict[str, Any] = field(default_factory=dict)
-    messages: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    finished_at: float = 0.0
-    """Seconds since 1970."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A name for a run: `recipe/step@vN`."""
-
-    recipe: str
-    step: str
-    number: int
-    stage: str
-    key: str
-    digest: str
-    created_at: float
-
-    @property
-    def label(self) -> str:
-        return f"v{self.number}"
-
-    @property
-    def reference(self) -> str:
-        return f"{self.recipe}/{self.step}@{self.label}"
 
 
 Found = TypeVar("Found", Record, Version)
@@ -114,12 +60,7 @@ class Store:
         self._uses: Uses | None = None
         stamp = self.path / "format.json"
         if stamp.is_file():
-            try:
-                found = parse_json(stamp.read_bytes())["format"]
-                if not isinstance(found, int):
-                    raise ValueError(f"format: {found!r} is no number")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DamagedArtifact(f"{stamp}: cannot be read: {_in_words(error)}") from error
+            found = read_format(stamp)
             if found > STORE_FORMAT:
                 raise UsageError(
                     f"{self.path}: the store has format {found}, this version reads {STORE_FORMAT}: "
@@ -223,11 +164,9 @@ class Store:
     def _current(self, stage: str, key: str) -> Record | None:
         pointer = self.pointer(stage, key)
         try:
-            digest = _known(parse_json(pointer.read_bytes())["digest"], FULL_DIGEST, "digest")
+            digest = read_pointer(pointer)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedArtifact(f"{pointer}: cannot be read: {_in_words(error)}; delete it") from error
         if not (self.build(stage, digest) / MANIFEST).is_file():
             return None
         try:
@@ -243,20 +182,7 @@ class Store:
         Raises:
             DamagedArtifact: the record is missing or was changed.
         """
-        path = self.run_file(stage, key, digest)
-        try:
-            _check_place(stage, key, digest)
-            data = parse_json(path.read_bytes())
-            claimed = data.pop("sha256")
-            if sha256_bytes(canonical_json(data)) != claimed:
-                raise ValueError("sha256: its hash does not match")
-            found = Record(**data)
-            if (found.stage, found.key, found.digest) != (stage, key, digest):
-                raise ValueError("stage, key, digest: it is the record of another run")
-            _check_record(found)
-            return found
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedArtifact(f"{path}: the record of a run cannot be read: {_in_words(error)}") from error
+        return read_record(self.run_file(stage, key, digest), stage, key, digest)
 
     def ancestors(self, record: Record) -> list[Record]:
         """Everything that an artifact was made of, itself included, sources first, each once.
@@ -317,7 +243,7 @@ class Store:
         folder = self._name(recipe, step)
         found: dict[int, list[str]] = {}
         for name in sorted(one for one in os.listdir(folder) if "." not in one):
-            found.setdefault(self._read_version(folder / name).number, []).append(name)
+            found.setdefault(read_version(folder / name).number, []).append(name)
         return found
 
     def resolve(self, reference: str) -> Version:
@@ -369,31 +295,10 @@ class Store:
             raise UsageError(f"{digits}: {problem} a digest that begins so")
         return next(iter(matches.values()))
 
-    @staticmethod
-    def _read_version(path: Path) -> Version:
-        """The version that a file tells of.
-
-        Raises:
-            FileNotFoundError: it is gone.
-            DamagedArtifact: it is no version, or one of another place; names file and field.
-        """
-        try:
-            found = Version(**parse_json(path.read_bytes()))
-            _check_place(found.stage, found.key, found.digest)
-            if [found.recipe, found.step] != [*path.parts[-3:-1]]:
-                raise ValueError(f"recipe, step: it is of {found.recipe!r}, {found.step!r}")
-            if type(found.number) is not int or not isinstance(found.created_at, int | float):
-                raise ValueError("number, created_at: they are numbers")
-            return found
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, TypeError) as error:
-            raise DamagedArtifact(f"{path}: the version cannot be read: {_in_words(error)}") from error
-
     def read_if_there(self, path: Path) -> Version | None:
         """The version that a file of names/ tells of; None if gc took it away."""
         try:
-            return self._read_version(path)
+            return read_version(path)
         except FileNotFoundError:
             return None
 
@@ -595,44 +500,6 @@ class Store:
             place = self.run_file(record.stage, record.key, record.digest)
             raise DamagedArtifact(f"{place}: input_runs: nothing of the stage {stage} is among them")
         return found
-
-
-def _check_place(stage: Any, key: Any, digest: Any) -> None:
-    """Raise ValueError where one of these, which name folders, could lead out of the store."""
-    _known(stage, STAGE, "stage")
-    _known(key, FULL_DIGEST, "key")
-    _known(digest, FULL_DIGEST, "digest")
-
-
-def _known(value: Any, pattern: re.Pattern[str], field_name: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{field_name}: {value!r} cannot be one")
-    return value
-
-
-def _check_record(record: Record) -> None:
-    """Raise ValueError where a value is not of the type that its field has."""
-    for one in fields(Record):
-        value = getattr(record, one.name)
-        if not isinstance(value, _types_of(one.type)) or isinstance(value, bool):
-            raise ValueError(f"{one.name}: {value!r} is of another type")
-    for run in record.input_runs:
-        if not isinstance(run, list) or len(run) != 3:
-            raise ValueError("input_runs: each has stage, key and digest")
-        _check_place(*run)
-    if not all(isinstance(one, dict) for one in record.attempts):
-        raise ValueError("attempts: each is an object")
-
-
-def _types_of(annotation: Any) -> tuple[type, ...]:
-    """What JSON has for the type of a field."""
-    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (get_origin(annotation) or annotation,)
-    return (*kinds, int) if float in kinds else kinds
-
-
-def _in_words(error: Exception) -> str:
-    """What is wrong with a file, with the name of the field where one is missing."""
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def open_store(path: Path | str | None = None) -> Store:

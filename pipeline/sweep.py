@@ -28,7 +28,8 @@ from pipeline.errors import DamagedArtifact, UsageError
 from pipeline.failpoints import reach
 from pipeline.manifest import MANIFEST, sync
 from pipeline.processes import may_be_alive
-from pipeline.store import TRASHED_AT, VERSION, Store, Version
+from pipeline.records import Version
+from pipeline.store import TRASHED_AT, VERSION, Store
 from pipeline.uses import Claim
 
 UNFINISHED_SECONDS = 7 * 86400.0

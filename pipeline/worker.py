@@ -24,10 +24,11 @@ from pipeline.manifest import FILES, replace_file
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks, joined
 from pipeline.recipe import Recipe, Step
+from pipeline.records import Record
 from pipeline.resources import exhausted
 from pipeline.run import Ancestor, Input, Run
 from pipeline.settings import changed_subset, hashed_subset, plain
-from pipeline.store import Record, Store
+from pipeline.store import Store
 from pipeline.workplace import Workplace
 
 __all__ = ["Job", "check_settings", "follow", "joined", "run_step"]

@@ -10,7 +10,8 @@ import pytest
 from pipeline import manifest
 from pipeline.errors import DamagedArtifact, UsageError
 from pipeline.manifest import FILES
-from pipeline.store import Record, Store, Version
+from pipeline.records import Record, Version
+from pipeline.store import Store
 
 
 @pytest.fixture

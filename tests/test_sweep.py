@@ -16,7 +16,8 @@ from pipeline import checkpoint, cli, encoders, sweep, uses, workplace
 from pipeline.errors import DamagedArtifact, Held, UsageError
 from pipeline.manifest import FILES, canonical_json
 from pipeline.processes import may_be_alive, this_process
-from pipeline.store import Record, Store, Version
+from pipeline.records import Record, Version
+from pipeline.store import Store
 from pipeline.sweep import Sweep
 
 DAY = 86400.0

@@ -15,7 +15,8 @@ from PIL import Image
 from faults.tally import Tally
 from pipeline import cli, open_store
 from pipeline.manifest import FILES, MANIFEST, canonical_json, sha256_bytes, sha256_file
-from pipeline.store import Store, Version
+from pipeline.records import Version
+from pipeline.store import Store
 
 VERSIONS = 1000
 LIMIT_SECONDS = 0.5

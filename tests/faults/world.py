@@ -11,7 +11,8 @@ from typing import Any
 from faults.hostile_files import png
 from faults.zygote import Zygote
 from pipeline.manifest import FILES, MANIFEST, canonical_json, seal, sha256_bytes
-from pipeline.store import Store, Version
+from pipeline.records import Version
+from pipeline.store import Store
 
 RECIPE = """
 name: toy
