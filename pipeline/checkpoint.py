@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import NotFinite, NoUsableCheckpoint
+from pipeline.errors import NotFinite, NoUsableCheckpoint, PipelineError
 from pipeline.failpoints import reach
 from pipeline.manifest import FILES, canonical_json, check, commit_folder, delete, parse_json, seal
 from pipeline.processes import may_be_alive, this_process
@@ -39,6 +39,12 @@ class Checkpoint:
     """Between the newest of those and this one."""
 
 
+class NotAsWritten(PipelineError):
+    """What was just saved reads back as something else."""
+
+    exit_code = 4
+
+
 def save(folder: Path, step: int, state: Any) -> Path:
     """Write a checkpoint and, once it has been read back, delete all but the newest two.
 
@@ -48,6 +54,7 @@ def save(folder: Path, step: int, state: Any) -> Path:
 
     Raises:
         NotFinite: a tensor holds NaN or infinity; nothing is written.
+        NotAsWritten: it is not as it was written, and does not stay; the older ones do.
     """
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, "", tensors)
@@ -69,14 +76,21 @@ def save(folder: Path, step: int, state: Any) -> Path:
     finally:
         shutil.rmtree(private, ignore_errors=True)
     reach("checkpoint.committed")
-    if not check(place):
-        for old in _all(folder)[:-KEPT]:
-            reach("checkpoint.prune")
-            # By way of a private name, so that nobody sees a part of it.
-            with suppress(FileNotFoundError):  # another process pruned it
-                shutil.rmtree(old.rename(folder / f"{PRIVATE}{this_process()}-{old.name}"), ignore_errors=True)
-            reach("checkpoint.pruned")
+    if problems := check(place):
+        _delete(place)
+        raise NotAsWritten(f"{problems[0].path} {problems[0].problem} when it is read back")
+    for old in _all(folder)[:-KEPT]:
+        reach("checkpoint.prune")
+        _delete(old)
+        reach("checkpoint.pruned")
     return place
+
+
+def _delete(place: Path) -> None:
+    """By way of a private name, so that nobody sees a part of it."""
+    with suppress(FileNotFoundError):  # another process deleted it
+        private = place.with_name(f"{PRIVATE}{this_process()}-{place.name}")
+        shutil.rmtree(place.rename(private), ignore_errors=True)
 
 
 def require_finite(step: int, tensors: Mapping[str, Tensor]) -> None:
@@ -91,7 +105,7 @@ def require_finite(step: int, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NotFinite(
-                f"after step {step:,} {name.lstrip('/')} holds NaN or infinity, and nothing is written of it: a lower "
+                f"after step {step:,} {name.removeprefix('/state/')} holds NaN or infinity, and nothing is written of it: a lower "
                 "learning rate, gradient_clip, or precision fp32 usually mends it"
             )
 

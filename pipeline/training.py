@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint, finite, tracking
 from pipeline.checkpoint import Checkpoint
-from pipeline.errors import Interrupted, NoSpace, NotFinite, NoUsableCheckpoint
+from pipeline.errors import DamagedArtifact, Interrupted, NoSpace, NotFinite, NoUsableCheckpoint
 from pipeline.finite import FiniteGuard
 from pipeline.manifest import canonical_json
 from pipeline.progress import Progress
@@ -150,14 +150,14 @@ class Training:
             # All ranks stop after the same step, and save after the same.
             stop, is_due = divmod(self._run.peers.largest(2 * (self._run.signal or 0) + self._is_due()), 2)
             self._run.work.require_held(now=False)
-            if stop or is_due:
+            if (stop or is_due) and self._goes_back():
+                window_started, window_first = time.monotonic(), self.done
+            elif stop or is_due:
                 with self.part("checkpoint"):
                     self._run.peers.alone(self._save)
             if stop:
                 raise Interrupted(stop)
-        for name, part in self._state.items():  # what is written next was in no checkpoint
-            if isinstance(part, nn.Module):
-                checkpoint.require_finite(self.done, {f"{name}/{key}": one for key, one in part.state_dict().items()})
+        self._require_finite()  # what is written next was in no checkpoint
 
     def part(self, name: str) -> AbstractContextManager[None]:
         """`with training.part("views"): ...` names what the time inside is spent on, for `--profile`."""
@@ -247,6 +247,26 @@ class Training:
         self._is_owed = False
         return not self._may_put_off or time.monotonic() - self._saved_at >= self._stall * (1 / CHECKPOINT_SHARE - 1)
 
+    def _goes_back(self) -> bool:
+        """Go back to the last checkpoint where a finite gradient led to weights that are not; all ranks have the same.
+
+        Not where that cannot help: `save` refuses them then.
+        """
+        if self._guard.returns == finite.MOST_RETURNS or not self._has_checkpoint():
+            return False
+        try:
+            self._require_finite()
+        except NotFinite as error:
+            self._run.warn(f"{error}; training goes back to the last checkpoint")
+            self._return_to_checkpoint()
+            return True
+        return False
+
+    def _require_finite(self) -> None:
+        for name, part in self._state.items():
+            if isinstance(part, nn.Module):
+                checkpoint.require_finite(self.done, {f"{name}/{key}": one for key, one in part.state_dict().items()})
+
     def _save(self) -> None:
         began = time.monotonic()
         self._run.work.require_held()
@@ -260,27 +280,32 @@ class Training:
         }
         try:
             checkpoint.save(self._run.work.checkpoints, self.done, {"loop": loop, "state": state})
+        except checkpoint.NotAsWritten as error:
+            self._save_later(error, str(error))
+            return
         except Exception as error:
             if not is_full_disk(error):
                 raise
-            self._save_later(error, {"loop": loop, "state": state})
+            needed = checkpoint.size_bytes({"loop": loop, "state": state})
+            self._save_later(error, f"the disk is full: {free_in_words(self._run.work.checkpoints, needed)}")
             return
         self._failed_saves = 0
         self._run.work.log("checkpoint", step=self.done)
         self._saved_at = time.monotonic()
         self._stall = self._saved_at - began
 
-    def _save_later(self, error: Exception, state: Any) -> None:
+    def _save_later(self, error: Exception, reason: str) -> None:
         """Training goes on without a checkpoint, and the next one is due as ever: space may be made meanwhile."""
         self._failed_saves += 1
-        told = (
-            f"no checkpoint after step {self.done:,}, since the disk is full: "
-            f"{free_in_words(self._run.work.checkpoints, checkpoint.size_bytes(state))}"
-        )
+        told = f"no checkpoint after step {self.done:,}, since {reason}"
         if self._failed_saves == MOST_FAILED_SAVES:
+            told = f"{self._run.step}: {told}; it was tried {MOST_FAILED_SAVES} times"
+            if isinstance(error, checkpoint.NotAsWritten):
+                raise DamagedArtifact(
+                    f"{told}: look at the disk; the same command goes on from the last checkpoint"
+                ) from error
             raise NoSpace(
-                f"{self._run.step}: {told}; it was tried {MOST_FAILED_SAVES} times: free some space and give the same "
-                "command again, which goes on from the last checkpoint"
+                f"{told}: free some space and give the same command again, which goes on from the last checkpoint"
             ) from error
         then = f"training goes on, and tries again after {self._checkpoint_every:,} steps"
         if self._run.signal:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline import checkpoint, finite
-from pipeline.errors import NotFinite
+from pipeline.errors import DamagedArtifact, NotFinite
 from pipeline.finite import CAUSES, KEPT, MOST_IN_A_ROW, FiniteGuard, in_words
 from pipeline.progress import Reporter
 from pipeline.ranks import Ranks
@@ -146,6 +146,58 @@ def test_nothing_of_a_step_that_is_passed_over_stays(value: float, tmp_path: Pat
         " step 7",
         " step 12",
     ]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_weights_that_a_finite_gradient_made_infinite_are_in_no_checkpoint(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Loop(tmp_path / "whole", {})
+    whole.run()
+    loop = Loop(tmp_path / "broken", {})
+    move = loop.optimiser.step
+    left = [times]
+
+    def overshoot() -> None:
+        move()
+        if loop.visited[-1] == 7 and left[0]:  # a checkpoint is due after this step
+            left[0] -= 1
+            loop.model.layer.weight.data[0, 0] = torch.inf
+
+    monkeypatch.setattr(loop.optimiser, "step", overshoot)
+    if times > finite.MOST_RETURNS:
+        with pytest.raises(NotFinite, match=r"after step 8 model/layer.weight holds NaN or infinity"):
+            loop.run()
+        assert [path.name for path in loop.run_of.work.checkpoints.iterdir()] == ["step-000000004"]
+        return
+    loop.run()
+    assert loop.visited == [*range(8), *[4, 5, 6, 7] * times, *range(8, 12)]
+    assert loop.files == whole.files
+
+
+def test_a_checkpoint_that_reads_back_as_another_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk lies once, and later for good."""
+    loop = Loop(tmp_path, {})
+    seal, lies = checkpoint.seal, [True, False]
+
+    def sealed(folder: Path) -> str:
+        digest = seal(folder)
+        if not lies or lies.pop(0):
+            with (folder / "files/state.safetensors").open("r+b") as file:
+                file.seek(-1, 2)
+                file.write(b"?")
+        return digest
+
+    monkeypatch.setattr(checkpoint, "seal", sealed)
+    loop.run()
+    assert [path.name for path in loop.run_of.work.checkpoints.iterdir()] == ["step-000000008"]
+    (told,) = loop.run_of.reporter.messages
+    assert "no checkpoint after step 4, since state.safetensors has other content when it is read back; " in told
+    assert told.endswith("training goes on, and tries again after 4 steps")
+    again = Loop(tmp_path / "again", {})
+    again.run_of.settings = Steps(checkpoint_every_steps=1)
+    with pytest.raises(DamagedArtifact, match=r"step: no checkpoint after step 3, .*tried 3 times: look at the disk"):
+        again.run()
 
 
 def test_a_window_of_steps_that_were_all_passed_over_has_a_line_without_means(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import manifest
+from pipeline import store as store_module
 from pipeline.errors import DamagedArtifact, UsageError
 from pipeline.manifest import FILES
 from pipeline.records import Record, Version
@@ -111,7 +112,19 @@ def test_the_default_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Store().path == Path("artifacts")
 
 
-def test_a_whole_artifact_is_read_once_and_a_changed_one_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bit_that_changes_no_time_is_found_in_what_is_small(store: Store) -> None:
+    record, _ = publish(store, "content", "a")
+    store.require_whole(record)
+    path = store.files("train", record.digest) / "result.txt"
+    seen = store.whole("train", record.digest)
+    path.write_text("cOntent")
+    seen.write_bytes(manifest.canonical_json(manifest.stamps(store.build("train", record.digest))))
+    with pytest.raises(DamagedArtifact, match=r"result\.txt has other content"):
+        store.require_whole(record)
+
+
+def test_a_large_artifact_is_read_once_and_a_changed_one_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "ALWAYS_READ_BYTES", 0)
     record, _ = publish(store, "content", "a")
     read: list[Path] = []
     real = manifest.sha256_file

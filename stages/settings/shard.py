@@ -16,6 +16,8 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Endings of images that are not read: files that have one are not left out without a warning."""
 DECODED_PER_STORED = 12
+STORED_PART = 3
+"""An image as it is written takes at most this part of its pixels, with few exceptions: JPEG takes a tenth."""
 DIGITS = Estimate(1797, disk_bytes=2**20)
 
 
@@ -79,11 +81,14 @@ class Shard(SourceSettings):
 
     def estimate(self, inputs: Mapping[str, Estimate]) -> Estimate:
         source = DIGITS if self.source == "sklearn:digits" else inputs["source"]
-        # A copied image keeps its size; the tar adds two headers, a label and padding.
-        disk_bytes = source.disk_bytes + 2048 * source.samples
         # A photograph takes some ten times its JPEG in memory, up to the caps.
         decoded = DECODED_PER_STORED * source.disk_bytes // max(source.samples, 1)
         largest = self.max_short_side * self.max_long_side if self.tile is None else self.tile.size**2
         sample_bytes = min(decoded, self.channels * largest)
+        # A copied image keeps its size, and one that is scaled down has less; the tar adds headers, a label, padding.
+        stored = source.disk_bytes
+        if self.tile is None:
+            stored = min(stored, source.samples * sample_bytes // STORED_PART)
+        disk_bytes = stored + 2048 * source.samples
         samples = source.samples if self.tile is None else source.samples * max(1, decoded // max(sample_bytes, 1))
         return Estimate(samples, sample_bytes, disk_bytes, self.workers * LIBRARIES_BYTES)
