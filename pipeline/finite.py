@@ -60,6 +60,24 @@ class FiniteGuard:
         self._seen = 0
         self._first: Tensor | None = None
 
+    @property
+    def counts(self) -> list[int]:
+        """What a checkpoint holds of this."""
+        return [self.in_a_row, self.passed_over, self.returns]
+
+    @counts.setter
+    def counts(self, counts: list[int]) -> None:
+        self.in_a_row, self.passed_over, self.returns = counts
+
+    def count_return(self, counts: list[int]) -> None:
+        """Training is back at the last checkpoint, which knows nothing of that.
+
+        Args:
+            counts: as they were just before.
+        """
+        _, passed_over, returns = counts
+        self.counts = [0, passed_over, returns + 1]
+
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember the buffers as they are before the forward pass."""

@@ -275,7 +275,7 @@ class Training:
             "metrics": self._lines.decode(),
             "sums": self._sums,
             "counts": self._counts,
-            "passed_over": [self._guard.in_a_row, self._guard.passed_over, self._guard.returns],
+            "passed_over": self._guard.counts,
             "random": [torch.get_rng_state(), *self._device_random()],
         }
         try:
@@ -328,10 +328,10 @@ class Training:
     def _return_to_checkpoint(self) -> None:
         found = self._find()
         assert found is not None, "it was looked for before"
-        returns, passed_over = self._guard.returns + 1, self._guard.passed_over
+        counted = self._guard.counts
         self._progress.advance(found.step - self.done)
         self._restore(found)
-        self._guard.returns, self._guard.passed_over, self._guard.in_a_row = returns, passed_over, 0
+        self._guard.count_return(counted)
         self._is_owed = False
 
     def _find(self) -> Checkpoint | None:
@@ -363,7 +363,7 @@ class Training:
             loop = found.state["loop"]
             self._lines = loop["metrics"].encode()
             self._sums, self._counts = loop["sums"], loop["counts"]
-            self._guard.in_a_row, self._guard.passed_over, self._guard.returns = loop["passed_over"]
+            self._guard.counts = loop["passed_over"]
             torch.set_rng_state(loop["random"][0])
             if self._run.device.type == "cuda" and len(loop["random"]) > 1:
                 torch.cuda.set_rng_state(loop["random"][1], self._run.device)
