@@ -37,7 +37,7 @@ REFERENCE = re.compile(r"^(?:(?P<recipe>[\w.-]+)/)?(?P<step>[\w-]+)(?:@(?P<label
 DIGEST = re.compile(r"^[0-9a-f]{8,64}$")
 VERSION = re.compile(r"^v[1-9][0-9]*$")
 ALWAYS_READ_BYTES = 1 << 28
-"""An artifact of at most so many bytes is read whenever it is used, within a second, even where its times are not new."""
+"""An artifact of at most so many bytes is read whenever it is used, which takes a second, even if its times are old."""
 TRASHED_AT = "%Y-%m-%dT%H-%M-%SZ"
 """How the name of a folder in trash/ begins: when it went there."""
 
