@@ -4,6 +4,7 @@ A process of its own: it reads damaged pickles, and what its libraries warn of i
 """
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -28,7 +29,8 @@ def run(folder: Path, damages: int, disks: int, seed: int) -> dict[str, dict[str
         disks: trials of a full disk.
     """
     words = [sys.executable, "-m", "faults.accelerate_saves", str(folder), *map(str, (damages, disks, seed))]
-    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    told = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert told.returncode == 0, told.stderr
     return json.loads(told.stdout.splitlines()[-1])
 
