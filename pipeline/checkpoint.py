@@ -105,8 +105,8 @@ def require_finite(step: int, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NotFinite(
-                f"after step {step:,} {name.removeprefix('/state/')} holds NaN or infinity, and nothing is written of it: "
-                "a lower learning rate, gradient_clip, or precision fp32 usually mends it"
+                f"after step {step:,} {name.removeprefix('/state/')} holds NaN or infinity, and nothing is written of "
+                "it: a lower learning rate, gradient_clip, or precision fp32 usually mends it"
             )
 
 

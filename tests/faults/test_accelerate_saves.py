@@ -17,4 +17,5 @@ def test_accelerate_under_the_same_faults(tmp_path: Path, is_whole: bool, tally:
             tally.add("disk-full", subject="accelerate", tried=tried, held=counts["same"], note=note)
         else:
             note = f"{kind}; {counts['other']} loaded other values without a word; none fell back to an older one"
-            tally.add("checkpoint-damage", subject="accelerate", tried=tried, held=counts["error"], note=note)
+            held = counts["error"] + counts["same"]  # told, or without consequence
+            tally.add("checkpoint-damage", subject="accelerate", tried=tried, held=held, note=note)
