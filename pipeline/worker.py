@@ -114,6 +114,7 @@ def run_step(store: Store, job: Job, ranks: Ranks | None = None) -> Record:
             if made_meanwhile is None or job.force:
                 raise
             reporter.warn(f"another process made this step meanwhile, and cleared up: its result is taken ({error})")
+            work.clear()  # of what this one added since
             return made_meanwhile
         finally:
             work.leave()
