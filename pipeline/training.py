@@ -15,7 +15,7 @@ from pipeline.errors import Interrupted, NoSpace, NotFinite, NoUsableCheckpoint
 from pipeline.finite import FiniteGuard
 from pipeline.manifest import canonical_json
 from pipeline.progress import Progress
-from pipeline.resources import free_in_words, is_full_disk, suppress_full_disk
+from pipeline.resources import FREE_SPACE, free_in_words, is_full_disk, suppress_full_disk
 from pipeline.run import Run
 from pipeline.settings import plain
 from pipeline.stopwatch import Stopwatch
@@ -279,8 +279,8 @@ class Training:
         )
         if self._failed_saves == MOST_FAILED_SAVES:
             raise NoSpace(
-                f"{self._run.step}: {told}; it was tried {MOST_FAILED_SAVES} times: free some space and give the same "
-                "command again, which goes on from the last checkpoint"
+                f"{self._run.step}: {told}; it was tried {MOST_FAILED_SAVES} times: {FREE_SPACE} and give the "
+                "same command again, which goes on from the last checkpoint"
             ) from error
         then = f"training goes on, and tries again after {self._checkpoint_every:,} steps"
         if self._run.signal:
