@@ -76,14 +76,24 @@ def save(folder: Path, step: int, state: Any) -> Path:
     finally:
         shutil.rmtree(private, ignore_errors=True)
     reach("checkpoint.committed")
-    if problems := check(place):
+    problem = _problem(place)
+    if problem is not None and place.is_dir():  # else another process, which got further, pruned it
         _delete(place)
-        raise NotAsWritten(f"{problems[0].path} {problems[0].problem} when it is read back")
+        raise NotAsWritten(f"{problem} when it is read back")
     for old in _all(folder)[:-KEPT]:
         reach("checkpoint.prune")
         _delete(old)
         reach("checkpoint.pruned")
     return place
+
+
+def _problem(place: Path) -> str | None:
+    """What is wrong with a checkpoint."""
+    try:
+        problems = check(place)
+    except FileNotFoundError as error:  # it is being deleted
+        return f"{error.filename} is missing"
+    return f"{problems[0].path} {problems[0].problem}" if problems else None
 
 
 def _delete(place: Path) -> None:
@@ -135,11 +145,10 @@ def load_latest(folder: Path, quarantine: Path, written: int = 0) -> Checkpoint 
         newest = written
     for place in reversed(places):
         try:
-            problems = check(place)
-            if not problems:
+            problem = _problem(place)
+            if problem is None:
                 step, state = _read(place)
                 return Checkpoint(step, state, damaged, max(newest - step, 0))
-            problem = f"{problems[0].path} {problems[0].problem}"
         except FileNotFoundError as error:
             problem = f"{error.filename} is missing"
         except UnreadableState as error:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import display, encoders, launcher, runner, sweep
+from pipeline import display, encoders, launcher, runner, sweep, trash
 from pipeline.comparison import compare
 from pipeline.errors import AlreadyTold, DamagedArtifact, Interrupted, UsageError
 from pipeline.host import keep_freed_memory, sleep_soon
@@ -317,30 +317,42 @@ def collect(
         typer.Option(min=1, metavar="N", help="Newest versions of a step that keep their names; labelled ones do."),
     ] = None,
     grace: Annotated[str, typer.Option(help="For which what goes stays in the trash: 7d, 12h, 30m, or 0.")] = "7d",
+    unfinished: Annotated[
+        bool,
+        typer.Option(
+            "--unfinished",
+            help="Take unfinished work with its checkpoints too, if untouched for 7 days; its step begins anew then.",
+        ),
+    ] = False,
     store: StorePath = None,
     as_json: AsJson = False,
 ) -> None:
     """Take away what no name needs: to the trash of the store, and once the grace is over, for good.
 
-    Whatever has a name stays, with all that it was made from; so does what a run left unfinished, for 7 days at least.
+    Whatever has a name stays, with all that it was made from; so does what a run left unfinished, for 7 days at least,
+    and as long as it has checkpoints.
     """
-    swept = sweep.sweep(Store(store), keep=keep, grace_seconds=sweep.seconds_of(grace), apply=apply)
+    rules = sweep.Rules(keep, trash.seconds_of(grace), unfinished)
+    opened = Store(store)
+    swept = sweep.sweep(opened, rules, apply=apply)
     if as_json:
         _print_json(
             {
                 "applied": apply,
                 "moved": [_item_json(item) for item in swept.moved],
                 "deleted": [_item_json(item) for item in swept.deleted],
+                "kept": [_item_json(item) for item in swept.kept],
                 "moved_bytes": sum(item.size_bytes for item in swept.moved),
-                "freed_bytes": sum(item.size_bytes for item in swept.deleted),
+                "freed_bytes": swept.freed_bytes,
                 "trash_bytes": swept.trash_bytes,
+                "trash": str(swept.trash) if swept.trash else None,
             }
         )
     else:
-        display.swept(swept, apply=apply, grace=grace)
+        display.swept(opened, swept, apply=apply, grace=grace)
 
 
-def _item_json(item: sweep.Item) -> dict[str, Any]:
+def _item_json(item: trash.Item) -> dict[str, Any]:
     return {"what": item.what, "why": item.why, "size_bytes": item.size_bytes}
 
 
@@ -491,7 +503,7 @@ def guarded(command: Callable[[], Any]) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        full = exhausted(error, "simclr")
+        full = exhausted(error)
         if full is not None:
             return _fail(str(full), full.exit_code)
         code = getattr(error, "exit_code", UsageError.exit_code if error.errno in OF_THE_USER else None)
@@ -499,7 +511,7 @@ def guarded(command: Callable[[], Any]) -> int:
             raise
         return _fail(str(error), code)
     except Exception as error:
-        error = exhausted(error, "simclr") or error
+        error = exhausted(error) or error
         code = getattr(error, "exit_code", None)
         if not isinstance(code, int):
             raise  # a fault of ours: the traceback is what we need to mend it, and Python exits with 1

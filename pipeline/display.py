@@ -1,6 +1,7 @@
 """What commands print: results as tables on stdout, the state of steps on stderr."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -199,13 +200,15 @@ def verified(problems: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
         print("`simclr run RECIPE STEP --force` makes a damaged one again")
 
 
-def swept(found: Sweep, *, apply: bool, grace: str) -> None:
-    """What goes to the trash and what is deleted from there, with its size."""
+def swept(store: Store, found: Sweep, *, apply: bool, grace: str) -> None:
+    """What goes to the trash, what is deleted from there, and what stays for now, with its size."""
     items = [*found.moved, *found.deleted]
     if items:
         rows = [[item.what, item.why, size_in_words(item.size_bytes) if item.paths else ""] for item in items]
         print_table(["what", "why", "size"], rows)
-    moved, freed = (size_in_words(sum(item.size_bytes for item in part)) for part in (found.moved, found.deleted))
+    for item in found.kept:
+        print(f"{item.what}, {size_in_words(item.size_bytes)} kept: {item.why}")
+    moved, freed = size_in_words(sum(item.size_bytes for item in found.moved)), size_in_words(found.freed_bytes)
     goes, is_now = ("went", "are") if apply else ("would go", "would be")
     print(
         f"{moved} {goes} to the trash, {freed} {is_now} freed from it; {size_in_words(found.trash_bytes)} {is_now} "
@@ -213,6 +216,8 @@ def swept(found: Sweep, *, apply: bool, grace: str) -> None:
     )
     if not apply and items:
         print("nothing was done: --apply does it")
+    if found.trash is not None:
+        print(f"to have it back: cp -a {shlex.quote(f'{found.trash}/.')} {shlex.quote(f'{store.path}/')}")
 
 
 def _age(moment: float) -> str:

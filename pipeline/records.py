@@ -136,6 +136,30 @@ def read_format(path: Path) -> int:
         raise DamagedArtifact(f"{path}: cannot be read: {_in_words(error)}") from error
 
 
+def read_condemned(path: Path) -> set[tuple[str, str]]:
+    """(stage, digest or key) of all that a gc is about to take away.
+
+    Raises:
+        FileNotFoundError: it is withdrawn.
+        DamagedArtifact: it cannot be read; names file and field.
+    """
+    try:
+        return {
+            (_known(stage, STAGE, "stage"), _known(name, FULL_DIGEST, "digest"))
+            for stage, name in parse_json(path.read_bytes())
+        }
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedArtifact(f"{path}: cannot be read: {_in_words(error)}; delete it") from error
+
+
+def claim_of(name: str) -> tuple[str, str] | None:
+    """(stage, digest or key) that the name of a file in in_use/ tells of; None for a name that is none of ours."""
+    stage, _, digest = name.partition(".")
+    return (stage, digest) if STAGE.fullmatch(stage) and FULL_DIGEST.fullmatch(digest) else None
+
+
 def _check_place(stage: Any, key: Any, digest: Any) -> None:
     """Raise ValueError where one of these, which name folders, could lead out of the store."""
     _known(stage, STAGE, "stage")

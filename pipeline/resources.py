@@ -15,6 +15,7 @@ from pipeline.errors import NoSpace
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space left, a quota, or the largest size of a file."""
 FULL_DISK_WORDS = re.compile(rf"No space left on device|\(os error (?:{'|'.join(map(str, sorted(FULL_DISK)))})\)")
+FREE_SPACE = "free some space (`simclr gc` tells what can go)"
 NO_MEMORY_WORDS = re.compile(
     r"can't allocate memory|not enough memory|out of memory|cannot allocate memory|ALLOC_FAILED|bad_alloc", re.I
 )
@@ -69,20 +70,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and NO_MEMORY_WORDS.search(str(error)) is not None
 
 
-def exhausted(error: BaseException, where: str, lower: Sequence[str] = ()) -> NoSpace | None:
+def exhausted(error: BaseException, where: str = "", lower: Sequence[str] = ()) -> NoSpace | None:
     """The one line for the user where memory or disk ran out; None for any other error.
 
     Args:
-        where: the step or command at work, for the message.
+        where: the step or command at work, for the message, if that is known.
         lower: the settings or options that need less memory when they are lowered.
     """
     if isinstance(getattr(error, "exit_code", None), int):
         return None  # it has its words already
+    begin = f"{where}: " if where else ""
     if is_full_disk(error):
         place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
         reason = (error.strerror if isinstance(error, OSError) else None) or "no space left"
         return NoSpace(
-            f"{where}: the disk is full{place} ({reason}): free some space and give the same command again; what was "
+            f"{begin}the disk is full{place} ({reason}): {FREE_SPACE} and give the same command again; what was "
             "finished is kept"
         )
     if is_out_of_memory(error):
@@ -90,5 +92,5 @@ def exhausted(error: BaseException, where: str, lower: Sequence[str] = ()) -> No
         what = "memory is exhausted"
         if type(error).__name__ == "BrokenProcessPool":
             what = "one of its processes was killed, as the system does where memory is exhausted"
-        return NoSpace(f"{where}: {what}: {mend}, and give the command again; what was finished is kept")
+        return NoSpace(f"{begin}{what}: {mend}, and give the command again; what was finished is kept")
     return None

@@ -12,7 +12,7 @@ from pipeline.errors import NoSpace, UsageError
 from pipeline.launcher import Place
 from pipeline.recipe import Recipe, Step, listed
 from pipeline.records import Record, Version
-from pipeline.resources import free_bytes, free_in_words
+from pipeline.resources import FREE_SPACE, free_bytes, free_in_words
 from pipeline.settings import Call, Estimate, artifact_stages, hashed_subset
 from pipeline.store import Store
 
@@ -266,7 +266,7 @@ def _require_space(planner: Planner, planned: Sequence[Planned]) -> None:
     if free < need:
         words = free_in_words(folder, need)
         if free < need // 2:
-            raise NoSpace(f"{step}: about {words}: free some space and give the same command again; nothing was begun")
+            raise NoSpace(f"{step}: about {words}: {FREE_SPACE} and give the same command again; nothing was begun")
         planner.tell(f"{step}: about {words}, which may not suffice")
 
 

@@ -4,44 +4,36 @@ Kept are the artifacts that have a name (a version, `latest`, an alias), those t
 that they were made from, with the records of all. The rest goes: names beyond the newest N of a step, where asked for;
 artifacts and records that nothing names; the private folders of attempts that died; work folders. But what a run left
 unfinished, or was killed over before it gave it a name, stays for `UNFINISHED_SECONDS` since it was last touched (for
-the grace, if that is longer): the same command still goes on from there.
+the grace, if that is longer): the same command still goes on from there. Where there are checkpoints it always does,
+unless what is unfinished is asked for.
 
 What goes is moved to trash/<time>-<token>/ by one rename each, and keeps its path below that, so that it can be had
-back: `cp -a trash/<time>-<token>/. .`. What was there for longer than the grace is deleted.
+back: `cp -a trash/<time>-<token>/. .`. What was there for longer than the grace is deleted (see pipeline/trash.py).
 
 A name goes first, then the record, then the artifact. Killed anywhere, all that has a name is whole, and the next gc
 finds out from what the killed one had condemned that it need not wait for the rest.
 """
 
-import os
-import re
-import shutil
 import time
-from calendar import timegm
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import uses
-from pipeline.errors import DamagedArtifact, UsageError
+from pipeline import leftovers, trash, uses
+from pipeline.errors import DamagedArtifact, NoSpace
 from pipeline.failpoints import reach
-from pipeline.manifest import MANIFEST, sync
-from pipeline.processes import may_be_alive
+from pipeline.manifest import sync
+from pipeline.processes import process_in_words
 from pipeline.records import Version
-from pipeline.store import TRASHED_AT, VERSION, Store
+from pipeline.resources import is_full_disk
+from pipeline.store import VERSION, Store
+from pipeline.trash import Item, below, size_of, touched_at
 from pipeline.uses import Claim
 
 UNFINISHED_SECONDS = 7 * 86400.0
-PRIVATE_FOLDERS = ("out.tmp-", ".private-")
-"""How the names of folders begin that an attempt, or who writes a checkpoint, keeps to itself; the process follows."""
-DELETING = "deleting-"
-"""How the name of a folder in trash/ begins that is being deleted."""
 TRIES = 3
 """To look, where names come and go meanwhile."""
-GRACE = re.compile(r"(\d+)([smhd])|0")
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
 Artifact = tuple[str, str]
 """(stage, digest)."""
 RunPlace = tuple[str, str, str]
@@ -49,21 +41,19 @@ RunPlace = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Item:
-    """Something that goes, or is deleted.
+class Rules:
+    """What may go.
 
     Attributes:
-        claims: whoever has one of them in use keeps it.
-        names: files below names/.
-        paths: files and folders, in the order in which they go.
+        keep: so many versions of each step keep their names, the newest ones; `latest` and what has an alias always do.
+        grace_seconds: for which what went stays in the trash.
+        unfinished: whether work with checkpoints goes as well, once it was not touched for long: the same command
+            begins anew then.
     """
 
-    what: str
-    why: str
-    size_bytes: int = 0
-    claims: frozenset[Claim] = frozenset()
-    names: tuple[Path, ...] = ()
-    paths: tuple[Path, ...] = ()
+    keep: int | None = None
+    grace_seconds: float = 7 * 86400.0
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,69 +62,89 @@ class Sweep:
 
     Attributes:
         moved: to the trash.
-        deleted: from the trash.
+        deleted: from the trash, where it was before.
+        kept: what would go, if it were not in use, or were asked for.
+        freed_bytes: of what is deleted.
         trash_bytes: what is in the trash afterwards.
+        trash: where it went; None if nothing did, or it is deleted already.
     """
 
     moved: list[Item]
     deleted: list[Item]
+    kept: list[Item]
+    freed_bytes: int
     trash_bytes: int
+    trash: Path | None = None
 
 
-def seconds_of(grace: str) -> float:
-    """Seconds of `7d`, `12h`, `30m`, `10s` or `0`.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    match = GRACE.fullmatch(grace)
-    if match is None:
-        raise UsageError(f"--grace {grace}: is a number with a unit, as in 7d, 12h, 30m or 10s, or 0")
-    return float(match[1]) * UNITS[match[2]] if match[1] else 0.0
-
-
-def sweep(store: Store, *, keep: int | None, grace_seconds: float, apply: bool) -> Sweep:
+def sweep(store: Store, rules: Rules, *, apply: bool) -> Sweep:
     """Find what goes, and let it go if `apply`.
-
-    Args:
-        keep: so many versions of each step keep their names, the newest ones; `latest` and what has an alias always do.
-        grace_seconds: for which what went stays in the trash.
 
     Raises:
         DamagedArtifact: what a name needs cannot be known, since a record cannot be read; nothing is moved then.
+        NoSpace: the disk is so full that nothing can be moved; what expired is deleted.
     """
     if apply:
-        _put_back(store)
-    expired = _expired(store, grace_seconds)
-    found = _look(store, keep, grace_seconds)
-    if apply:
-        _delete(store, expired)
-        found = _take_away(store, found, keep, grace_seconds)
-        _tidy(store)
-    in_trash = _size(store.path / "trash")
+        trash.put_back(store)
+    expired = trash.expired(store, rules.grace_seconds)
+    found, kept = _look(store, rules), _look_for_kept(store, rules)
+    freed_bytes = sum(item.size_bytes for item in expired)
     if not apply:
-        in_trash += sum(item.size_bytes for item in found) - sum(item.size_bytes for item in expired)
-    return Sweep(found, expired, in_trash)
+        more = sum(item.size_bytes for item in found)
+        freed_bytes += more if rules.grace_seconds == 0 else 0
+        return Sweep(found, expired, kept, freed_bytes, size_of(store.path / "trash") + more - freed_bytes)
+    trash.delete(expired)  # before anything is written: the disk may be full
+    place = store.new_trash()
+    try:
+        found = _take_away(store, rules, found, place)
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise NoSpace(
+            f"the disk is too full to move anything to {place.parent}: what is there may be deleted by hand, and then "
+            "the same command goes on"
+        ) from error
+    if rules.grace_seconds == 0:
+        more = trash.expired(store, 0)
+        freed_bytes += sum(item.size_bytes for item in more)
+        trash.delete(more)
+    trash.tidy(store)
+    return Sweep(found, expired, kept, freed_bytes, size_of(store.path / "trash"), place if place.is_dir() else None)
 
 
 # What goes
 
 
-def _look(store: Store, keep: int | None, grace_seconds: float) -> list[Item]:
+def _look(store: Store, rules: Rules) -> list[Item]:
+    """What goes."""
+    return _patiently(lambda: _Look(store, rules, uses.claims(store.path)).items())
+
+
+def _look_for_kept(store: Store, rules: Rules) -> list[Item]:
+    """What would go, if it were not in use, or if it were asked for."""
+    claims = uses.claims(store.path)
+    kept = _patiently(lambda: [*_Look(store, rules, {}).kept_for(claims)]) if claims else []
+    return [*kept, *_Look(store, rules, claims).work()[1]]
+
+
+def _patiently(look: Callable[[], list[Item]]) -> list[Item]:
     for _ in range(TRIES - 1):
         with suppress(DamagedArtifact):  # or another gc took something away between two looks
-            return _Look(store, keep, grace_seconds).items()
-    return _Look(store, keep, grace_seconds).items()
+            return look()
+    return look()
 
 
 class _Look:
     """One look at a store. What is claimed comes first and names come next: that order is what uses.py builds on."""
 
-    def __init__(self, store: Store, keep: int | None, grace_seconds: float):
-        self.store, self.keep = store, keep
-        self.since = time.time() - max(UNFINISHED_SECONDS, grace_seconds)
+    def __init__(self, store: Store, rules: Rules, claims: Mapping[str, set[Claim]]):
+        """Args:
+        claims: by process, looked for a moment ago; what is in them stays.
+        """
+        self.store, self.rules = store, rules
+        self.since = time.time() - max(UNFINISHED_SECONDS, rules.grace_seconds)
         """What was touched since then may be gone on with."""
-        self.claimed = uses.claims(store.path)
+        self.claimed: set[Claim] = set().union(*claims.values())
         self.dropped, self.named = self._names()
         self.runs: dict[Artifact, set[RunPlace]] = {artifact: set() for artifact in _builds(store)}
         """All records, by artifact; of some there is none."""
@@ -145,27 +155,32 @@ class _Look:
     def items(self) -> list[Item]:
         """What goes: names, artifacts with their records, records alone, and what is in work/."""
         kept_runs, kept = self._kept()
+        keep = self.rules.keep
         names = [
             Item(
                 version.reference,
-                f"older than the newest {self.keep}" + ("; its files are needed still" if artifact in kept else ""),
+                f"older than the newest {keep}" + ("; its files are needed still" if artifact in kept else ""),
                 claims=frozenset({artifact}),
                 names=(path,),
             )
             for path, version in self.dropped
             if (artifact := (version.stage, version.digest))
         ]
-        return [*names, *self._artifacts_to_go(kept_runs, kept), *self._work_to_go()]
+        return [*names, *self._artifacts_to_go(kept_runs, kept), *self.work()[0]]
+
+    def work(self) -> tuple[list[Item], list[Item]]:
+        """What is in work/ and goes, and what stays for its checkpoints alone."""
+        return leftovers.sort_out(self.store, self.claimed, self.since, unfinished=self.rules.unfinished)
 
     def _names(self) -> tuple[list[tuple[Path, Version]], set[RunPlace]]:
         """Versions that lose their names, and the runs that have one still."""
         dropped: list[tuple[Path, Version]] = []
         named: set[RunPlace] = set()
-        for folder in _below(self.store.path / "names", 2):
-            paths = [path for path in _below(folder, 1) if not path.name.startswith(".")]
+        for folder in below(self.store.path / "names", 2):
+            paths = [path for path in below(folder, 1) if not path.name.startswith(".")]
             versions = {path: version for path in paths if (version := self.store.read_if_there(path)) is not None}
             newest = sorted((one.number for path, one in versions.items() if _is_number(path)), reverse=True)
-            stay = set(newest[: self.keep])
+            stay = set(newest[: self.rules.keep])
             stay |= {version.number for path, version in versions.items() if not _is_number(path)}
             for path, version in versions.items():
                 if version.number in stay or (version.stage, version.digest) in self.claimed:
@@ -174,19 +189,36 @@ class _Look:
                     dropped.append((path, version))
         return sorted(dropped, key=lambda one: (one[1].recipe, one[1].step, one[1].number)), named
 
+    def kept_for(self, claims: Mapping[str, set[Claim]]) -> Iterator[Item]:
+        """The artifacts that would go by this look, and that a process has in use, or what it has was made from."""
+        _, kept = self._kept()
+        for process, its_claims in sorted(claims.items()):
+            used = self._with_ancestors(self._claimed_runs(its_claims), must_be_read=False)
+            artifacts = (set(map(_artifact, used)) | its_claims) & self.runs.keys() - kept
+            paths = [path for artifact in artifacts for path in self._paths_of(artifact, self.runs[artifact])]
+            if artifacts:
+                what = f"{len(artifacts)} artifact{'s' if len(artifacts) > 1 else ''}"
+                yield Item(what, f"in use by {process_in_words(process)}", sum(map(size_of, paths)))
+
     def _kept(self) -> tuple[set[RunPlace], set[Artifact]]:
+        """The records and the artifacts that stay, each for one of these reasons."""
+        runs = self._with_ancestors(self.named | self._claimed_runs(self.claimed), must_be_read=True)
+        kept = set(map(_artifact, runs)) | (self.claimed & self.runs.keys())
+        lately = self._made_lately(kept)
+        runs |= self._with_ancestors(set().union(*(self.runs[one] for one in lately)), must_be_read=False)
+        kept |= lately | set(map(_artifact, runs))
+        return self._with_other_records(runs, kept), kept
+
+    def _claimed_runs(self, claims: set[Claim]) -> set[RunPlace]:
+        """The records of what is claimed by its digest, and of steps that are by their keys."""
         all_runs = set().union(*self.runs.values())
-        claimed = {run for run in all_runs if _artifact(run) in self.claimed or run[:2] in self.claimed}
-        runs = self._with_ancestors(self.named | claimed, must_be_read=True)
+        return {run for run in all_runs if _artifact(run) in claims or run[:2] in claims}
+
+    def _made_lately(self, kept: set[Artifact]) -> set[Artifact]:
+        """What a run may have been killed over before it gave it a name; what lost its name waits for none."""
         fallen = self._with_ancestors([_place(version) for _, version in self.dropped], must_be_read=False)
         condemned = set(map(_artifact, fallen)).union(*uses.left_condemned(self.store.path).values())
-        kept = set(map(_artifact, runs)) | (self.claimed & self.runs.keys())
-        for artifact in self.runs.keys() - kept - condemned:
-            if self._touched(artifact):
-                kept.add(artifact)
-                runs |= self._with_ancestors(self.runs[artifact], must_be_read=False)
-        kept |= set(map(_artifact, runs))
-        return self._with_other_records(all_runs, runs, kept), kept
+        return {artifact for artifact in self.runs.keys() - kept - condemned if self._touched(artifact)}
 
     def _with_ancestors(self, runs: Iterable[RunPlace], *, must_be_read: bool) -> set[RunPlace]:
         """These runs, and those of everything that they were made from."""
@@ -212,10 +244,9 @@ class _Look:
             self._inputs[run] = {(stage, key, digest) for stage, key, digest in self.store.record(*run).input_runs}
         return self._inputs[run]
 
-    def _with_other_records(
-        self, all_runs: set[RunPlace], kept_runs: set[RunPlace], kept: set[Artifact]
-    ) -> set[RunPlace]:
+    def _with_other_records(self, kept_runs: set[RunPlace], kept: set[Artifact]) -> set[RunPlace]:
         """Other settings gave the same bytes: their records stay as well, where all that these were made from does."""
+        all_runs = set().union(*self.runs.values())
         found = set(kept_runs)
         pending = {run for run in all_runs - found if _artifact(run) in kept}
         while True:
@@ -235,7 +266,7 @@ class _Look:
         """Whether it was made so lately that the run which made it may have been killed before it gave it a name."""
         paths = [self.store.build(*artifact)]
         paths += [self.store.run_file(*run) for run in self.runs[artifact]]
-        return any(_touched_at(path) > self.since for path in paths)
+        return any(touched_at(path) > self.since for path in paths)
 
     def _artifacts_to_go(self, kept_runs: set[RunPlace], kept: set[Artifact]) -> Iterator[Item]:
         for (stage, digest), its_runs in sorted(self.runs.items()):
@@ -243,31 +274,16 @@ class _Look:
             claims = frozenset({(stage, digest), *(run[:2] for run in runs)})
             if ((stage, digest) in kept and not runs) or claims & self.claimed:
                 continue
-            paths = [path for run in sorted(runs) for path in _files_of(self.store, run)]
             is_alone = (stage, digest) in kept
-            if not is_alone:
-                paths.append(self.store.build(stage, digest))
+            paths = self._paths_of((stage, digest), runs, is_alone=is_alone)
             what = f"a record of {stage} {digest[:8]}" if is_alone else f"{stage} {digest[:8]}"
             why = "what it was made from goes" if is_alone else "nothing that has a name needs it"
-            yield Item(what, why, sum(map(_size, paths)), claims, paths=tuple(paths))
+            yield Item(what, why, sum(map(size_of, paths)), claims, paths=tuple(paths))
 
-    def _work_to_go(self) -> Iterator[Item]:
-        for folder in _below(self.store.path / "work", 2):
-            claim = (folder.parent.name, folder.name)
-            if claim in self.claimed:
-                continue
-            what, claims = f"work of {claim[0]} {claim[1][:8]}", frozenset({claim})
-            touched_at = max(map(_touched_at, [folder, *_all_below(folder)]))
-            if touched_at <= self.since:
-                days = (time.time() - touched_at) / 86400
-                checkpoints = sum(path.name.startswith("step-") for path in _below(folder / "checkpoints", 1))
-                holds = f"unfinished, with {checkpoints} checkpoints" if checkpoints else "unfinished"
-                yield Item(what, f"{holds}, untouched for {days:.0f} days", _size(folder), claims, paths=(folder,))
-                continue
-            for path in [*_below(folder, 1), *_below(folder / "checkpoints", 1)]:
-                begins = next((prefix for prefix in PRIVATE_FOLDERS if path.name.startswith(prefix)), None)
-                if begins is not None and not may_be_alive(path.name.removeprefix(begins)):
-                    yield Item(what, "left by a process that died", _size(path), claims, paths=(path,))
+    def _paths_of(self, artifact: Artifact, runs: set[RunPlace], *, is_alone: bool = False) -> list[Path]:
+        """These records of an artifact, and then, unless they go alone, its files."""
+        paths = [path for run in sorted(runs) for path in _files_of(self.store, run)]
+        return paths if is_alone else [*paths, self.store.build(*artifact)]
 
 
 def _place(version: Version) -> RunPlace:
@@ -295,65 +311,32 @@ def _is_number(path: Path) -> bool:
 
 def _runs(store: Store) -> Iterator[RunPlace]:
     """All records, by their paths."""
-    for path in _below(store.path / "runs", 3):
+    for path in below(store.path / "runs", 3):
         if path.suffix == ".json" and path.stem != "current" and not path.name.startswith("."):
             yield path.parent.parent.name, path.parent.name, path.stem
 
 
 def _builds(store: Store) -> Iterator[Artifact]:
-    for path in _below(store.path / "builds", 3):
+    for path in below(store.path / "builds", 3):
         yield path.parent.parent.name, path.name
-
-
-def _below(folder: Path, depth: int) -> list[Path]:
-    """What lies so deep in a folder; what goes meanwhile is passed over, as by the next two."""
-    level = [folder]
-    for _ in range(depth):
-        folders, level = level, []
-        for one in folders:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                level += sorted(one.iterdir())
-    return level
-
-
-def _all_below(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        yield from (Path(place) / name for name in folders + files)
-
-
-def _touched_at(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
-    size_bytes = 0
-    for one in [path, *_all_below(path)]:
-        with suppress(FileNotFoundError):
-            size_bytes += 0 if one.is_dir() else one.lstat().st_size
-    return size_bytes
 
 
 # Going
 
 
-def _take_away(store: Store, found: list[Item], keep: int | None, grace_seconds: float) -> list[Item]:
-    """Move what is still to go once it is condemned; what that was."""
+def _take_away(store: Store, rules: Rules, found: list[Item], place: Path) -> list[Item]:
+    """Move what is still to go once it is condemned to a place in the trash; what that was."""
     left = uses.left_condemned(store.path)
     condemned = frozenset(claim for item in found for claim in item.claims)
-    trash = store.new_trash()
     reach("gc.begin")
     if not found and not left:
         return []
     with uses.condemning(store.path, sorted(condemned.union(*left.values()))) as mark:
-        items = [item for item in _look(store, keep, grace_seconds) if item.claims <= condemned]
+        items = [item for item in _look(store, rules) if item.claims <= condemned]
         names = [path for item in items for path in item.names]
         for path in names:
             mark.stay_alive()
-            store.discard(path, trash)
+            store.discard(path, place)
             reach("gc.unnamed")
         for folder in {path.parent for path in names}:
             sync(folder)  # no name comes back after a power failure without what it names
@@ -361,7 +344,7 @@ def _take_away(store: Store, found: list[Item], keep: int | None, grace_seconds:
             for path in item.paths:
                 mark.stay_alive()
                 reach("gc.move")
-                store.discard(path, trash)
+                store.discard(path, place)
                 reach("gc.moved")
         for folder in {path.parent for item in items for path in item.paths}:
             if folder.is_relative_to(store.path / "runs"):
@@ -370,66 +353,3 @@ def _take_away(store: Store, found: list[Item], keep: int | None, grace_seconds:
         for path in left:  # what a killed one condemned
             path.unlink(missing_ok=True)
     return items
-
-
-def _put_back(store: Store) -> None:
-    """Move what a name needs and what lies in the trash back to its place.
-
-    Nothing that has a name is ever moved there, but where a file system shows another machine files too late.
-    """
-    trashes = [one for one in reversed(_below(store.path / "trash", 1)) if not one.name.startswith(DELETING)]
-    pending = [_place(version) for version in store.all_versions()] if trashes else []
-    seen = set(pending)
-    while pending:
-        run = pending.pop()
-        for path in (store.run_file(*run), store.build(run[0], run[2])):
-            places = (trash / path.relative_to(store.path) for trash in trashes)
-            place = None if path.exists() else next((one for one in places if one.exists()), None)
-            if place is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(OSError):  # it was made again meanwhile
-                    place.rename(path)
-        with suppress(DamagedArtifact):  # told by who needs it
-            more = {(stage, key, digest) for stage, key, digest in store.record(*run).input_runs} - seen
-            pending += more
-            seen |= more
-
-
-def _expired(store: Store, grace_seconds: float) -> list[Item]:
-    """What was in the trash for so long that it is deleted."""
-    items = []
-    for folder in _below(store.path / "trash", 1):
-        name = folder.name.removeprefix(DELETING)
-        try:
-            since = float(timegm(time.strptime(name.rpartition("-")[0], TRASHED_AT)))
-        except ValueError:
-            if not os.path.lexists(folder):  # another gc deleted it
-                continue
-            since = folder.lstat().st_ctime  # of a name of its own: when it was moved here
-        if folder.name != name or time.time() - since >= grace_seconds:
-            why = f"in the trash since {time.strftime('%Y-%m-%d %H:%M', time.localtime(since))}"
-            items.append(Item(f"trash/{folder.name}", why, _size(folder), paths=(folder,)))
-    return items
-
-
-def _delete(store: Store, expired: list[Item]) -> None:
-    for folder in (path for item in expired for path in item.paths):
-        reach("gc.delete")
-        gone = folder
-        with suppress(FileNotFoundError):  # another gc is at it as well
-            if not folder.name.startswith(DELETING):  # of which a part is missing from now on
-                gone = folder.with_name(f"{DELETING}{folder.name}")
-                folder.rename(gone)
-            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-
-
-def _tidy(store: Store) -> None:
-    """Delete what nobody can want: what dead processes kept to themselves, and what is known of artifacts that went."""
-    uses.forget_dead(store.path)
-    for path in _below(store.path / "whole", 2):
-        if path.suffix == ".json" and not (store.build(path.parent.name, path.stem) / MANIFEST).is_file():
-            path.unlink(missing_ok=True)
-    for folder in ("names", "runs", "whole", "sources", "condemned"):
-        for path in _all_below(store.path / folder):
-            if path.suffix == ".tmp" and not may_be_alive(path.name.removesuffix(".tmp").rpartition(".")[2]):
-                path.unlink(missing_ok=True)

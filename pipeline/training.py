@@ -15,7 +15,7 @@ from pipeline.errors import DamagedArtifact, Interrupted, NoSpace, NotFinite, No
 from pipeline.finite import FiniteGuard
 from pipeline.manifest import canonical_json
 from pipeline.progress import Progress
-from pipeline.resources import free_in_words, is_full_disk, suppress_full_disk
+from pipeline.resources import FREE_SPACE, free_in_words, is_full_disk, suppress_full_disk
 from pipeline.run import Run
 from pipeline.settings import plain
 from pipeline.stopwatch import Stopwatch
@@ -305,7 +305,7 @@ class Training:
                     f"{told}: look at the disk; the same command goes on from the last checkpoint"
                 ) from error
             raise NoSpace(
-                f"{told}: free some space and give the same command again, which goes on from the last checkpoint"
+                f"{told}: {FREE_SPACE} and give the same command again, which goes on from the last checkpoint"
             ) from error
         then = f"training goes on, and tries again after {self._checkpoint_every:,} steps"
         if self._run.signal:

@@ -20,10 +20,10 @@ nothing is taken away while it is read, and nothing that is gone gets a name.
 
 A process that was killed counts for nothing, whatever it left (see `may_be_alive`): a killed gc takes nothing away any
 more, and what it condemned is told to the next one. What a process of another machine left cannot be known to be dead;
-it counts for a time.
+it counts for a time. What lies in these folders and is none of ours counts for nothing.
 """
 
-import json
+import errno
 import secrets
 import shutil
 import time
@@ -31,9 +31,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import Held
+from pipeline.errors import DamagedArtifact, Held
 from pipeline.manifest import canonical_json, replace_file
-from pipeline.processes import is_of_this_machine, may_be_alive, this_process
+from pipeline.processes import is_of_this_machine, may_be_alive, process_of, this_process
+from pipeline.records import claim_of, read_condemned
 
 Claim = tuple[str, str]
 """(stage, digest or key)."""
@@ -45,6 +46,9 @@ CONDEMNED_SECONDS = 600.0
 """Without a sign of life, for a gc on another machine."""
 CLAIM_SECONDS = 30 * 86400.0
 """For what a process on another machine has in use."""
+CLOCK_SECONDS = 60.0
+"""By which the clocks of machines may differ: what is younger than that was not written by one of them."""
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class Uses:
@@ -63,13 +67,16 @@ class Uses:
 
         Raises:
             Held: a gc condemns it and does not come to an end.
+            OSError: it cannot be written, though the store is not only for reading: the disk is full.
         """
         if (stage, name) in self._claims or not self._store.is_dir():
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / f"{stage}.{name}").touch()
-        except OSError:
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
             return
         self._claims.add((stage, name))
         end = time.monotonic() + WAIT_SECONDS
@@ -84,20 +91,22 @@ class Uses:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def claims(store: Path) -> set[Claim]:
-    """All that processes which may be alive have in use."""
-    found: set[Claim] = set()
+def claims(store: Path) -> dict[str, set[Claim]]:
+    """All that processes which may be alive have in use, by the name of the process."""
+    found: dict[str, set[Claim]] = {}
     for folder in (store / "in_use").glob("*"):
-        if _counts(folder, CLAIM_SECONDS):
-            with suppress(FileNotFoundError):
-                found |= {(stage, name) for stage, _, name in (path.name.rpartition(".") for path in folder.iterdir())}
+        process = process_of(folder.name)
+        if process is not None and _counts(folder, CLAIM_SECONDS):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                its_claims = {claim for path in folder.iterdir() if (claim := claim_of(path.name)) is not None}
+                found.setdefault(process, set()).update(its_claims)
     return found
 
 
 def forget_dead(store: Path) -> None:
     """Delete the claims of processes that are dead."""
     for folder in (store / "in_use").glob("*"):
-        if not _counts(folder, CLAIM_SECONDS):
+        if process_of(folder.name) is not None and not _counts(folder, CLAIM_SECONDS):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -133,20 +142,26 @@ def condemning(store: Path, condemned: Sequence[Claim]) -> Iterator[Condemned]:
 
 def left_condemned(store: Path) -> dict[Path, set[Claim]]:
     """What gcs that were killed had condemned, by the file that says so."""
-    return {path: _read(path) for path in (store / "condemned").glob("*.json") if not _counts(path, CONDEMNED_SECONDS)}
+    return {path: _read(path) for path in _condemned(store) if not _counts(path, CONDEMNED_SECONDS)}
 
 
 def _condemned_by(store: Path, claim: Claim) -> Path | None:
-    for path in (store / "condemned").glob("*.json"):
-        if claim in _read(path) and _counts(path, CONDEMNED_SECONDS):
+    for path in _condemned(store):
+        if _counts(path, CONDEMNED_SECONDS) and claim in _read(path):
             return path
     return None
 
 
+def _condemned(store: Path) -> list[Path]:
+    """What gcs wrote."""
+    paths = (store / "condemned").glob("*.json")
+    return [path for path in paths if process_of(path.name) is not None and path.is_file()]
+
+
 def _read(path: Path) -> set[Claim]:
     try:
-        return {(stage, name) for stage, name in json.loads(path.read_bytes())}
-    except FileNotFoundError:  # withdrawn
+        return read_condemned(path)
+    except (FileNotFoundError, DamagedArtifact):  # withdrawn; or a gc never wrote it, since it writes all at once
         return set()
 
 
@@ -158,6 +173,6 @@ def _counts(path: Path, seconds: float) -> bool:
     if is_of_this_machine(path.name):
         return True
     try:
-        return time.time() - path.stat().st_mtime < seconds
+        return -CLOCK_SECONDS <= time.time() - path.stat().st_mtime < seconds
     except FileNotFoundError:
         return False

@@ -154,7 +154,7 @@ def _publish(store: Store, job: Job, work: Workplace, run: Run) -> Record:
             f"another process made this step meanwhile, with other bytes ({current.digest[:8]}, here {digest[:8]}): "
             "its artifact stays current; --force makes the next one so"
         )
-    if work.timing.is_file():
+    elif work.timing.is_file():
         replace_file(store.timing(record.stage, record.key, record.digest), work.timing.read_bytes())
     work.clear()
     return current

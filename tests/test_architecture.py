@@ -16,7 +16,7 @@ FOLDERS = ("encoders", "evaluation", "images", "labels", "losses", "models", "re
 # Each module of pipeline/ may import those on its right, and those that they may import.
 LAYERS = {
     "__main__": {"cli"},
-    "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host", "sweep"},
+    "cli": {"runner", "display", "schema", "launcher", "encoders", "resources", "host", "sweep", "trash"},
     "display": {"runner", "terminal", "resources", "sweep"},
     "schema": {"stage", "templates"},
     "runner": {"recipe", "store", "comparison", "launcher", "resources"},
@@ -38,10 +38,12 @@ LAYERS = {
     "recipe": {"stage", "store", "templates", "yaml_text"},
     "yaml_text": set(),
     "templates": set(),
-    "sweep": {"store"},
+    "sweep": {"leftovers"},
+    "leftovers": {"trash"},
+    "trash": {"store"},
     "store": {"provenance", "encoders", "uses", "records"},
     "records": {"manifest"},
-    "uses": {"manifest"},
+    "uses": {"records"},
     "encoders": {"progress", "provenance", "resources"},
     "resources": {"errors"},
     "host": set(),

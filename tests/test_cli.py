@@ -1,5 +1,6 @@
 """The command line as a user meets it: answers, exit codes, and that the quick commands stay quick."""
 
+import errno
 import json
 import os
 import subprocess
@@ -177,3 +178,13 @@ def test_every_command_has_help_with_an_example_and_json() -> None:
         text = python("-m", "pipeline.cli", command, "--help").stdout
         assert "Example: simclr" in text, command
         assert "--json" in text, command
+
+
+def test_a_full_disk_is_told_once_by_whom_and_with_a_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "artifacts/x")
+
+    assert cli.guarded(write) == 7
+    told = capsys.readouterr().err
+    assert told.startswith("simclr: the disk is full at artifacts/x (No space left on device): free some space")
+    assert "`simclr gc`" in told

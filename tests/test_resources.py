@@ -30,6 +30,8 @@ def test_a_full_disk(error: Exception) -> None:
     assert told is not None
     assert told.exit_code == 7
     assert str(told).startswith("simclr: the disk is full")
+    assert "`simclr gc`" in str(told)
+    assert str(exhausted(error)).startswith("the disk is full"), "the command line puts its name before it"
 
 
 def test_memory_that_ran_out() -> None:

@@ -12,6 +12,7 @@ from filelock import SoftFileLease
 from pipeline import runner
 from pipeline.errors import DamagedArtifact, Held, Interrupted, NotFinite, UsageError
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.run import Run
 from pipeline.runner import Finished, Planned, Planner
 from pipeline.store import Store
 
@@ -225,6 +226,26 @@ def test_records_say_what_made_an_artifact(world: World) -> None:
     assert not list(world.store.work("train", record.key).glob("checkpoints/*")), (
         "a finished step drops its checkpoints"
     )
+
+
+def test_the_times_of_a_result_that_came_second_are_not_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run(steps=("train",))
+    first = world.finished["train"].record
+    pointer = world.store.pointer("train", first.key)
+    content = pointer.read_bytes()
+    pointer.unlink()
+    train = toy_stages.train
+
+    def train_while_another_does(run: Run, settings: toy_stages.Train) -> None:
+        train(run, settings)
+        (run.out / "more.txt").write_text("other bytes")
+        pointer.write_bytes(content)
+
+    monkeypatch.setattr(toy_stages, "train", train_while_another_does)
+    assert world.run(steps=("train",)) == {"train"}
+    assert world.finished["train"].record == first
+    left = {f"{first.digest}.json", f"{first.digest}.timing.jsonl", "current.json"}
+    assert {path.name for path in pointer.parent.iterdir()} == left
 
 
 def test_a_damaged_artifact_is_made_again_by_force(world: World) -> None:

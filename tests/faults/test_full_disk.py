@@ -11,12 +11,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stores import DAY, files_of, is_there, make, prepared, run_gc
+from stores import name as give_name
 from test_checkpoint import assert_equal
 
 from faults.disks import PAGE, SmallDisk
@@ -377,6 +379,7 @@ def test_a_step_that_the_disk_is_too_small_for_is_not_begun(
     code, said = zygote.run([*RUN, *wide], folder)
     assert code == 7, said
     assert re.search(r"simclr: about .* are free, .* TiB are needed .*: free some space .* nothing was begun", said)
+    assert "`simclr gc`" in said
     assert not [*(folder / "disk" / "store" / "work").glob("*/*")]
     tally.add("disk-full", tried=1, held=1, note="too little before a step starts: nothing begun")
 
@@ -419,3 +422,33 @@ def test_training_needs_room_for_its_checkpoints(inputs: dict[str, Path], tmp_pa
     learn(tmp_path / "work", inputs, {STEPS: look})
     told = Pretrain.model_validate_json(json.dumps(SETTINGS)).estimate({}).disk_bytes
     assert 0.5 <= told / (1.5 * seen[0]) <= 2
+
+
+# gc
+
+
+def test_gc_empties_the_trash_of_a_full_disk_before_it_writes(disk: SmallDisk, tally: Tally) -> None:
+    store = prepared(disk.folder)
+    kept, other = make(store, "kept"), make(store, "other")
+    give_name(store, kept)
+    expired = store.path / "trash" / "2020-01-01T00-00-00Z-0"
+    expired.mkdir(parents=True)
+    (expired / "large").write_bytes(bytes(16 * PAGE))
+    with disk.room(0), suppress(NoSpace) if not disk.is_mounted else nullcontext():
+        run_gc(store)
+    assert not expired.exists()
+    assert is_there(store, kept)
+    assert store.build("train", other.digest).exists() != disk.is_mounted, "there was room for the rest then"
+    tally.add("disk-full", tried=1, held=1, note="gc: what expired goes first, with nothing written")
+
+
+@pytest.mark.parametrize("grace", [0.0, 7 * DAY])
+def test_gc_that_finds_no_room_says_what_may_be_deleted_by_hand(disk: SmallDisk, grace: float) -> None:
+    store = prepared(disk.folder)
+    give_name(store, make(store, "kept"))
+    make(store, "other")
+    before = files_of(store)
+    with disk.room(0), pytest.raises(NoSpace, match=r"too full to move .*trash: what is there may be deleted by hand"):
+        run_gc(store, grace=grace)
+    assert files_of(store) == before
+    assert len(run_gc(store, grace=grace).moved) == 1

@@ -1,5 +1,6 @@
 """Gc beside runs and readers, killed and stopped: whatever has a name is whole, and nobody fails to read."""
 
+import json
 import random
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stores import age
 
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
@@ -23,6 +25,8 @@ name: small
 steps:
   shards: {stage: shard, source: "folder:images"}
   views: {stage: augment, shards: shards, contact_sheet_images: 1, image_size: 8}
+  simclr: {stage: pretrain, shards: shards, views: views, architecture: {backbone: resnet10, width: 4}, epochs: 5,
+           projector: {hidden: 8, dimension: 4}, batch_size: 4, device: cpu, checkpoint_every_steps: 1}
 """
 SEED = 20
 SWEEP = ["gc", "--keep", "1", "--grace", "0", "--apply"]
@@ -174,3 +178,34 @@ def test_a_run_waits_for_a_gc_that_was_stopped(zygote: Zygote, copied: Path, tal
     assert sweep.wait() == (0 if end == signal.SIGCONT else -signal.SIGKILL)
     assert broken_names(store) == []
     tally.add("gc", tried=1, held=1, note="stopped, with a run that waits")
+
+
+def attempts_of(zygote: Zygote, folder: Path) -> list[tuple[str, int]]:
+    """How each attempt at the training ended, and the step that it began with."""
+    told = json.loads(zygote.run(["show", "small/simclr", "--json"], folder)[1])
+    return [(one["ended"], one["first_step"]) for one in told["attempts"]]
+
+
+def test_a_run_that_was_killed_long_ago_goes_on_after_a_gc(zygote: Zygote, copied: Path, tally: Tally) -> None:
+    store, command = copied / "artifacts", ["run", "small.yaml", "simclr"]
+    code, said = zygote.run(command, copied, failpoint="checkpoint.committed:2")
+    assert code == -signal.SIGKILL, said
+    age(store, 40)
+    code, said = zygote.run(SWEEP, copied)
+    assert code == 0, said
+    assert "kept: unfinished, with 2 checkpoints: --unfinished takes it" in said
+    code, said = zygote.run(command, copied)
+    assert code == 0, said
+    assert attempts_of(zygote, copied) == [("killed", 0), ("finished", 2)]
+    tally.add("gc", tried=1, held=1, note="killed 40 days ago: goes on after it")
+
+
+def test_what_is_unfinished_begins_anew_once_it_was_given_up(zygote: Zygote, copied: Path) -> None:
+    store, command = copied / "artifacts", ["run", "small.yaml", "simclr"]
+    assert zygote.run(command, copied, failpoint="checkpoint.committed:2")[0] == -signal.SIGKILL
+    age(store, 40)
+    assert zygote.run([*SWEEP, "--unfinished"], copied)[0] == 0
+    assert not [*store.glob("work/*/*")]
+    code, said = zygote.run(command, copied)
+    assert code == 0, said
+    assert attempts_of(zygote, copied) == [("finished", 0)]
