@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.processes_seen import wait_until_stopped
 from faults.small import Small, contents, run_of
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
@@ -124,16 +125,6 @@ def test_one_that_was_overtaken_stops_and_spoils_nothing(
     assert contents(store) == small.after[step]
     assert not [path for path in store.glob("work/**/*") if path.is_file()], ends
     tally.add("overtaken", tried=1, held=1)
-
-
-def wait_until_stopped(trial: Trial) -> None:
-    """Until SIGSTOP has reached it."""
-    while trial.is_running():
-        state = Path(f"/proc/{trial.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "T":
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"it never came there:\n{trial.said}")
 
 
 def steps_of(log: Path) -> int:

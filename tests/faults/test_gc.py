@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from faults.processes_seen import wait_until_stopped
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
 from pipeline import open_store
@@ -161,10 +162,8 @@ def test_a_run_waits_for_a_gc_that_was_stopped(zygote: Zygote, copied: Path, tal
     """It needs what gc has condemned: makes it again if it went, and goes on with it where gc was killed before."""
     sweep = zygote.start(SWEEP, copied, failpoint="gc.move:1:stop")
     store = open_store(copied / "artifacts")
-    while not any((store.path / "condemned").glob("*.json")):
-        sweep.is_running()
-        time.sleep(0.01)
-    time.sleep(0.5)  # until it stops
+    wait_until_stopped(sweep)
+    assert any((store.path / "condemned").glob("*.json"))
     other = zygote.start(of_size(11), copied)
     assert zygote.run(["verify"], copied)[0] == 0, "others need not wait"
     time.sleep(1.0)
