@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,11 @@ def log_samples(path: str) -> None:
         return accepted
 
     wrap(Training, "accepts", watched)
+
+
+def with_free_bytes(size_bytes: int) -> None:
+    """The system says that so much of every disk is free."""
+    wrap(shutil, "disk_usage", lambda original, path: original(path)._replace(free=size_bytes))
 
 
 # Several processes at one step

@@ -362,19 +362,24 @@ def test_a_step_that_the_disk_is_too_small_for_is_not_begun(
     tally.add("disk-full", tried=1, held=1, note="too little before a step starts: nothing begun")
 
 
+@pytest.mark.parametrize("may_mount", [True, False], ids=["full", "said to be full"])
 def test_a_small_disk_is_refused_before_a_step_starts(
-    zygote: Zygote, stages_done: dict[str, Path], disk: SmallDisk, tmp_path: Path
+    zygote: Zygote, stages_done: dict[str, Path], tmp_path: Path, may_mount: bool
 ) -> None:
+    """Where none can be mounted, the system's word of what is free is replaced."""
     (tmp_path / "full.yaml").write_text(RECIPE)
-    shutil.copytree(stages_done["shards"] / "disk" / "store", disk.folder / "store", dirs_exist_ok=True)
-    disk.take(4 * PAGE)
-    code, said = zygote.run(RUN, tmp_path)
-    if disk.is_mounted:
+    with SmallDisk(tmp_path, may_mount=may_mount) as disk:
+        store = disk.folder / "store"
+        shutil.copytree(stages_done["shards"] / "disk" / "store", store, dirs_exist_ok=True)
+        if disk.is_mounted:
+            disk.take(4 * PAGE)
+        code, said = zygote.run(RUN, tmp_path, prelude=() if disk.is_mounted else ("with_free_bytes", 3 * PAGE))
         assert code == 7, said
         assert re.search(r"shards: about \d+\.0 KiB are free, 4\.5 MiB are needed .*nothing was begun", said), said
-    disk.give_back()
-    code, said = zygote.run([*RUN, "shards"], tmp_path)
-    assert code == 0, said
+        assert not [*store.glob("work/*/*")]
+        disk.give_back()
+        code, said = zygote.run([*RUN, "shards"], tmp_path)
+        assert code == 0, said
 
 
 def test_needs_are_sane(stages_done: dict[str, Path]) -> None:
