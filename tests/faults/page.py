@@ -43,7 +43,9 @@ ROWS = {
         {"at every failpoint": 46, "at a random time": 50},
         ("accelerate",),
     ),
-    "kill-epoch": Row("ten kills within one epoch", "each sample once, in the order of an uninterrupted run", 3),
+    "kill-epoch": Row(
+        "ten kills within one epoch", "each sample once, in the order of an uninterrupted run", {"epochs with 10": 3}
+    ),
     "resume-edges": Row("resume at the first and last step, an epoch's edge, within warm-up", "equal bytes", 14),
     "world-size": Row(
         "1, 2, 4 and 1 processes, with 1, 2, 4 and 2 loader threads, from one resume to the next",
@@ -105,7 +107,7 @@ ROWS = {
     "gc": Row(
         "`simclr gc` beside runs and readers, or killed",
         "every name that is left leads to whole files; no read fails",
-        {"rounds": 200, "killed": 20, "stopped": 2},
+        {"rounds beside runs": 200, "rounds beside a training": 20, "killed": 20, "stopped": 2},
     ),
     "hostile": Row(
         "files made to run code, to write elsewhere, or to exhaust memory",

@@ -93,7 +93,7 @@ def read_while(trials: Sequence[Trial], store: Store, numbers: random.Random) ->
 
 
 def test_gc_beside_runs_and_readers(zygote: Zygote, copied: Path, is_whole: bool, tally: Tally) -> None:
-    rounds = 200 if is_whole else 8
+    rounds = 200 if is_whole else 4
     store, numbers = open_store(copied / "artifacts"), random.Random(SEED)
     reads, held = 0, 0
     for number in range(rounds):

@@ -231,7 +231,7 @@ def test_a_run_goes_on_from_the_one_before_and_ends_as_ever(
     zygote: Zygote, killed: tuple[Path, str], tmp_path: Path, is_whole: bool, tally: Tally
 ) -> None:
     before, expected = killed
-    ends = ENDS if is_whole else dict([*ENDS.items()][:2] + [*ENDS.items()][-5:-4])
+    ends = ENDS if is_whole else {name: ENDS[name] for name in ("tensors truncated", "file_in_its_place")}
     for name, harm in ends.items():
         folder = shutil.copytree(before, tmp_path / name)
         harm(work(folder))
@@ -262,7 +262,7 @@ def test_a_run_without_a_usable_checkpoint_stops_until_it_is_told_to_start_again
     zygote: Zygote, killed: tuple[Path, str], tmp_path: Path, is_whole: bool, tally: Tally
 ) -> None:
     before, expected = killed
-    harms = (both, no_folders, file_for_all) if is_whole else (both, no_folders)
+    harms = (both, no_folders, file_for_all) if is_whole else (both,)
     for harm in harms:
         folder = shutil.copytree(before, tmp_path / harm.__name__)
         harm(work(folder))
