@@ -23,6 +23,8 @@ LIMIT_SECONDS = 0.5
 """Of processor time, for a command that finds everything up to date."""
 LIST_SECONDS = 3.0
 """For one that reads all versions."""
+pytestmark = pytest.mark.alone
+"""All of them, so that the stores are made once."""
 RECIPE = """
 name: small
 steps:
@@ -108,7 +110,6 @@ def processor_seconds(arguments: Sequence[str], folder: Path, times: int) -> flo
     return min(seconds)
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("command", ["run", "status"])
 def test_what_is_up_to_date_is_known_within_half_a_second(
     many: Path, made: Path, command: str, tally: Tally, is_whole: bool, request: pytest.FixtureRequest
@@ -121,7 +122,6 @@ def test_what_is_up_to_date_is_known_within_half_a_second(
     assert seconds < LIMIT_SECONDS, f"the quickest of {times} took {seconds:.2f} s"
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["ls"], ["ls", "--json"], ["gc"], ["show", "small/shards"]], ids=" ".join)
 def test_all_versions_are_read_within_a_sane_time(many: Path, arguments: list[str], is_whole: bool) -> None:
     times = 2 if is_whole else 1
