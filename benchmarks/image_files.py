@@ -106,4 +106,5 @@ def write_shards(root: Path, files: list[str], folder: Path, images_per_shard: i
         "max_height": int(index["height"].to_numpy().max()),
         "max_width": int(index["width"].to_numpy().max()),
     }
-    write_summary(folder, {"classes": [], "splits": {"train": split}})
+    classes = [str(label) for label in range(int(index["label"].to_numpy().max()) + 1)]
+    write_summary(folder, {"classes": classes, "splits": {"train": split}})

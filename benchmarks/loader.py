@@ -186,7 +186,7 @@ def make_index(folder: Path, samples: int, per_shard: int = 10_000, bytes_apart:
         with (folder / name).open("wb") as tar:
             tar.truncate(tar_size(int(offsets[last]) + size))
     split = {"samples": samples, "max_height": 32, "max_width": 32}
-    write_summary(folder, {"classes": [*map(str, range(10))], "splits": {"train": split}})
+    write_summary(folder, {"classes": [*"0123456789"], "splits": {"train": split}})
 
 
 def open_one(folder: str, small: str, *, warm_up: bool) -> None:

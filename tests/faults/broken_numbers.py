@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from faults.preludes import wrap
 from pipeline import checkpoint
 from pipeline.run import Run
 from pipeline.training import Training
@@ -100,12 +101,6 @@ def break_numbers(log: str, broken: dict[str, Any] | None) -> None:
     _watch(breaker)
     _break_forward(breaker)
     _break_weight(breaker)
-
-
-def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Replace a function by `around(the function, its arguments ...)`."""
-    original = getattr(owner, name)
-    setattr(owner, name, lambda *arguments, **named: around(original, *arguments, **named))
 
 
 def _watch(breaker: Breaker) -> None:

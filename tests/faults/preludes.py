@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,13 @@ from pipeline.store import Store
 from pipeline.training import Training
 from pipeline.workplace import Workplace
 
-__all__ = ["load_with_accelerate", "log_points", "log_samples", "save_ours", "save_with_accelerate"]
+__all__ = ["load_with_accelerate", "log_points", "log_samples", "save_ours", "save_with_accelerate", "wrap"]
+
+
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace a function by `around(the function, its arguments ...)`."""
+    original = getattr(owner, name)
+    setattr(owner, name, lambda *arguments, **named: around(original, *arguments, **named))
 
 
 def log_points(path: str) -> None:
@@ -35,16 +42,20 @@ def log_points(path: str) -> None:
 def log_samples(path: str) -> None:
     """A line in a file for each step of training that is taken: [process, step, ids of the samples]."""
     descriptor = _open(path)
-    accepts = Training.accepts
 
-    def watched(self: Training, loss: Tensor, gradient_norm: Tensor, **captured: Tensor) -> bool:
-        accepted = accepts(self, loss, gradient_norm, **captured)
+    def watched(original: Any, self: Training, loss: Tensor, gradient_norm: Tensor, **captured: Tensor) -> bool:
+        accepted = original(self, loss, gradient_norm, **captured)
         if accepted:
             line = json.dumps([os.getpid(), self.done, captured["sample_ids"].tolist()])
             os.write(descriptor, line.encode() + b"\n")
         return accepted
 
-    Training.accepts = watched
+    wrap(Training, "accepts", watched)
+
+
+def with_free_bytes(size_bytes: int) -> None:
+    """The system says that so much of every disk is free."""
+    wrap(shutil, "disk_usage", lambda original, path: original(path)._replace(free=size_bytes))
 
 
 # Several processes at one step
@@ -64,13 +75,12 @@ def without_leases() -> None:
 def with_own_bytes() -> None:
     """Leases hold nobody back, and what a step writes differs from one process to the next."""
     without_leases()
-    publish = Store.publish
 
-    def published(self: Store, folder: Path, stage: str) -> tuple[str, int]:
+    def published(original: Any, self: Store, folder: Path, stage: str) -> tuple[str, int]:
         (folder / "files" / "process.txt").write_text(str(os.getpid()))
-        return publish(self, folder, stage)
+        return original(self, folder, stage)
 
-    Store.publish = published
+    wrap(Store, "publish", published)
 
 
 def overtaken(lease_seconds: float, path: str) -> None:

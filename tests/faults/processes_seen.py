@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from faults.zygote import WAIT, Trial
+
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -28,12 +30,32 @@ def command_of(pid: int) -> str:
         return ""
 
 
+def state_of(pid: int) -> str:
+    """The system's letter for what a process does: R runs, S sleeps, T is stopped, Z waits to be collected; "" once it
+    is gone.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs or is stopped: neither gone nor waiting to be collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state_of(pid) not in ("", "Z", "X")
+
+
+def wait_until_stopped(trial: Trial) -> None:
+    """Until a failpoint or a signal has stopped it.
+
+    Raises:
+        AssertionError: it ended instead.
+    """
+    while trial.is_running():
+        if state_of(trial.pid) == "T":
+            return
+        time.sleep(WAIT)
+    raise AssertionError(f"it ended with {trial.code} before it was stopped: {trial.said}")
 
 
 def shared_memory_of(user: int) -> set[str]:

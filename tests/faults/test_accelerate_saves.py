@@ -1,14 +1,17 @@
 from pathlib import Path
 
+import pytest
+
 from faults import accelerate_saves
 from faults.tally import Tally
 
 SEED = 6
 
 
-def test_accelerate_under_the_same_faults(tmp_path: Path, is_whole: bool, tally: Tally) -> None:
+@pytest.mark.whole
+def test_accelerate_under_the_same_faults(tmp_path: Path, tally: Tally) -> None:
     """Counts, for the table, what damage and a full disk do to checkpoints of Accelerate's `save_state`."""
-    seen = accelerate_saves.run(tmp_path, 100 if is_whole else 4, 50 if is_whole else 4, SEED)
+    seen = accelerate_saves.run(tmp_path, damages=100, disks=50, seed=SEED)
     for kind, counts in seen.items():
         assert counts["tried"] == counts["error"] + counts["same"] + counts["other"] > 0
         tried = counts["tried"]

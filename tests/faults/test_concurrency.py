@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.processes_seen import wait_until_stopped
 from faults.small import Small, contents, run_of
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
@@ -19,7 +20,7 @@ from pipeline.store import Store
 PROCESSES = 8
 ENDS = {0, 75}
 """Done, or held by another."""
-RACED = ("shards", "simclr", "features")
+RACED = ("simclr", "shards", "features")
 LEASE_SECONDS = 1.5
 STOPS = (
     "attempt.begun:1", "checkpoint.folder:2", "checkpoint.tensors:2", "checkpoint.written:2", "seal.manifest:2",
@@ -62,7 +63,7 @@ def assert_whole(store: Path) -> None:
 def test_one_build_comes_of_all(
     zygote: Zygote, small: Small, tally: Tally, is_whole: bool, prelude: tuple[str, ...]
 ) -> None:
-    rounds, done, looks = 50 if is_whole else len(RACED), 0, 0
+    rounds, done, looks = 50 if is_whole else 1, 0, 0
     for number in range(rounds):
         step = RACED[number % len(RACED)]
         store = small.store_before(step, f"race-{len(prelude)}-{number}")
@@ -79,7 +80,7 @@ def test_one_build_comes_of_all(
 def test_the_first_of_results_with_other_bytes_stays_and_the_others_say_so(
     zygote: Zygote, small: Small, tally: Tally, is_whole: bool
 ) -> None:
-    rounds, said = 20 if is_whole else 2, 0
+    rounds, said = 20 if is_whole else 1, 0
     for number in range(rounds):
         store = small.store_before("features", f"own-{number}")
         trials, _ = race(zygote, small, "features", store, ("with_own_bytes",))
@@ -100,7 +101,7 @@ def test_the_first_of_results_with_other_bytes_stays_and_the_others_say_so(
 def test_one_that_was_overtaken_stops_and_spoils_nothing(
     zygote: Zygote, small: Small, tally: Tally, is_whole: bool, point: str, tmp_path: Path
 ) -> None:
-    if not is_whole and point not in STOPS[4::6]:
+    if not is_whole and point not in STOPS[4::8]:
         return
     step = "simclr"
     store = small.store_before(step, f"overtaken-{point.replace(':', '-')}")
@@ -125,16 +126,6 @@ def test_one_that_was_overtaken_stops_and_spoils_nothing(
     assert contents(store) == small.after[step]
     assert not [path for path in store.glob("work/**/*") if path.is_file()], ends
     tally.add("overtaken", tried=1, held=1)
-
-
-def wait_until_stopped(trial: Trial) -> None:
-    """Until SIGSTOP has reached it."""
-    while trial.is_running():
-        state = Path(f"/proc/{trial.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "T":
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"it never came there:\n{trial.said}")
 
 
 def steps_of(log: Path) -> int:

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -22,9 +21,11 @@ from stores import name as give_name
 from test_checkpoint import assert_equal
 
 from faults.disks import PAGE, SmallDisk
+from faults.places import DIGITS
+from faults.processes_seen import wait_until_stopped
 from faults.states import trained
 from faults.tally import Tally
-from faults.zygote import Trial, Zygote
+from faults.zygote import Zygote
 from pipeline import checkpoint, failpoints, open_store, runner
 from pipeline.errors import Interrupted, NoSpace
 from pipeline.finite import FiniteGuard
@@ -128,17 +129,11 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def inputs(digits: Path) -> dict[str, Path]:
     """The files of shards and views, in a store."""
-    folder = tmp_path_factory.mktemp("inputs")
-    path = folder / "inputs.yaml"
-    path.write_text(
-        'name: inputs\nsteps:\n  shards: {stage: shard, source: "sklearn:digits", near_duplicates: false}\n'
-        "  views: {stage: augment, shards: shards, preset: text, image_size: 8, contact_sheet_images: 1}\n"
-    )
-    store = open_store(folder / "store")
-    finished = runner.run(runner.Planner(store, load_recipe(path, STAGES), print), (), lambda _: None)
-    return {one.planned.step.name: store.files(one.record.stage, one.record.digest) for one in finished}
+    store = open_store(digits)
+    versions = {step: store.resolve(f"digits/{step}") for step in ("shards", "views")}
+    return {step: store.files(version.stage, version.digest) for step, version in versions.items()}
 
 
 def learn(folder: Path, inputs: dict[str, Path], at: dict[int, Callable[[Run], None]]) -> dict[str, bytes]:
@@ -244,23 +239,21 @@ def test_a_batch_that_cannot_be_kept_is_passed_over_all_the_same(disk: SmallDisk
 
 # The command itself
 
-RECIPE = """
+RECIPE = f"""
 name: full
-steps:
-  shards: {stage: shard, source: "sklearn:digits", near_duplicates: false, workers: 1}
-  views: {stage: augment, shards: shards, preset: text, image_size: 8, contact_sheet_images: 1}
+steps:{DIGITS}
   simclr:
     stage: pretrain
     shards: shards
     views: views
-    architecture: {backbone: resnet10, width: 4}
-    optimiser: {name: sgd, learning_rate: 0.1}
-    projector: {layers: 2, hidden: 8, dimension: 8}
+    architecture: {{backbone: resnet10, width: 4}}
+    optimiser: {{name: sgd, learning_rate: 0.1}}
+    projector: {{layers: 2, hidden: 8, dimension: 8}}
     epochs: 1
     max_steps: 5
     batch_size: 16
     checkpoint_every_steps: 1
-  features: {stage: embed, shards: shards, encoder: simclr}
+  features: {{stage: embed, shards: shards, encoder: simclr}}
 """
 RUN = ["run", "full.yaml", "--store", "disk/store"]
 PLACES = [
@@ -311,17 +304,6 @@ def digests(store: Path, *steps: str) -> dict[str, str]:
         assert opened.verify_version(version) == []
         found[step] = version.digest
     return found
-
-
-def wait_until_stopped(trial: Trial) -> None:
-    """Until a failpoint has stopped the process."""
-    state = Path(f"/proc/{trial.pid}/stat")
-    while trial.is_running():
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            if state.read_text().rpartition(")")[2].split()[0] == "T":
-                return
-        time.sleep(0.002)
-    pytest.fail(f"it never came there: {trial.said}")
 
 
 def test_a_run_that_finds_no_room_anywhere_ends_with_7_and_goes_on_later(
@@ -384,19 +366,24 @@ def test_a_step_that_the_disk_is_too_small_for_is_not_begun(
     tally.add("disk-full", tried=1, held=1, note="too little before a step starts: nothing begun")
 
 
+@pytest.mark.parametrize("may_mount", [True, False], ids=["full", "said to be full"])
 def test_a_small_disk_is_refused_before_a_step_starts(
-    zygote: Zygote, stages_done: dict[str, Path], disk: SmallDisk, tmp_path: Path
+    zygote: Zygote, stages_done: dict[str, Path], tmp_path: Path, may_mount: bool
 ) -> None:
+    """Where none can be mounted, the system's word of what is free is replaced."""
     (tmp_path / "full.yaml").write_text(RECIPE)
-    shutil.copytree(stages_done["shards"] / "disk" / "store", disk.folder / "store", dirs_exist_ok=True)
-    disk.take(4 * PAGE)
-    code, said = zygote.run(RUN, tmp_path)
-    if disk.is_mounted:
+    with SmallDisk(tmp_path, may_mount=may_mount) as disk:
+        store = disk.folder / "store"
+        shutil.copytree(stages_done["shards"] / "disk" / "store", store, dirs_exist_ok=True)
+        if disk.is_mounted:
+            disk.take(4 * PAGE)
+        code, said = zygote.run(RUN, tmp_path, prelude=() if disk.is_mounted else ("with_free_bytes", 3 * PAGE))
         assert code == 7, said
         assert re.search(r"shards: about \d+\.0 KiB are free, 4\.5 MiB are needed .*nothing was begun", said), said
-    disk.give_back()
-    code, said = zygote.run([*RUN, "shards"], tmp_path)
-    assert code == 0, said
+        assert not [*store.glob("work/*/*")]
+        disk.give_back()
+        code, said = zygote.run([*RUN, "shards"], tmp_path)
+        assert code == 0, said
 
 
 def test_needs_are_sane(stages_done: dict[str, Path]) -> None:

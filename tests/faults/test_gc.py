@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from stores import age
 
+from faults.processes_seen import wait_until_stopped
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
 from pipeline import open_store
@@ -96,7 +97,7 @@ def read_while(trials: Sequence[Trial], store: Store, numbers: random.Random) ->
 
 
 def test_gc_beside_runs_and_readers(zygote: Zygote, copied: Path, is_whole: bool, tally: Tally) -> None:
-    rounds = 200 if is_whole else 8
+    rounds = 200 if is_whole else 4
     store, numbers = open_store(copied / "artifacts"), random.Random(SEED)
     reads, held = 0, 0
     for number in range(rounds):
@@ -165,10 +166,8 @@ def test_a_run_waits_for_a_gc_that_was_stopped(zygote: Zygote, copied: Path, tal
     """It needs what gc has condemned: makes it again if it went, and goes on with it where gc was killed before."""
     sweep = zygote.start(SWEEP, copied, failpoint="gc.move:1:stop")
     store = open_store(copied / "artifacts")
-    while not any((store.path / "condemned").glob("*.json")):
-        sweep.is_running()
-        time.sleep(0.01)
-    time.sleep(0.5)  # until it stops
+    wait_until_stopped(sweep)
+    assert any((store.path / "condemned").glob("*.json"))
     other = zygote.start(of_size(11), copied)
     assert zygote.run(["verify"], copied)[0] == 0, "others need not wait"
     time.sleep(1.0)

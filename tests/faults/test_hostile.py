@@ -25,8 +25,8 @@ LONGEST_WAIT = 20.0
 """Seconds by the clock: where it waits for something that does not come, the processor does not show it."""
 REFUSALS = {2, 4, 5, 6}
 """Exit codes of what the user brought: usage, a damaged artifact, no usable checkpoint, bad data."""
-PART = 4
-"""`make test` tries every fourth."""
+PART = 6
+"""`make test` tries every sixth."""
 OF_PICKLES = [
     (files.torch_saved, ".pt"),
     (files.torch_saved, ".bin"),
@@ -88,6 +88,7 @@ def test_a_hostile_input_is_refused(
     shutil.rmtree(top)
 
 
+@pytest.mark.whole
 def test_the_same_files_given_to_others(tmp_path: Path, tally: Tally) -> None:
     """For the table: nothing is asserted of them but that they were tried, and that the payloads do run by old ways."""
     canaries, cases = [], []

@@ -17,7 +17,7 @@ from faults.zygote import WAIT, Trial, Zygote
 pytestmark = pytest.mark.xdist_group("kills")
 
 SEED = 2
-RANDOM_TIMES, RANDOM_TIMES_OF_PART, POINTS_OF_PART = 50, 3, 4
+RANDOM_TIMES, RANDOM_TIMES_OF_PART, POINTS_OF_PART = 50, 1, 2
 FIRST_KILLED = 2
 """By then there are two checkpoints, so that every save prunes."""
 

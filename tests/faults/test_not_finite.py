@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from faults.broken_numbers import KINDS, Break, is_finite
+from faults.places import DIGITS, Place
 from faults.ranks_of_trials import start_ranks
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
@@ -25,9 +25,7 @@ SEED = 20_260
 STEPS, EVERY = 12, 4
 RECIPE = f"""
 name: numbers
-steps:
-  shards: {{stage: shard, source: "sklearn:digits"}}
-  views: {{stage: augment, shards: shards, preset: text, image_size: 8, contact_sheet_images: 1}}
+steps:{DIGITS}
   pretrained: &training
     stage: pretrain
     shards: shards
@@ -64,24 +62,33 @@ SEEN_IN = {"images": "images", "loss": "loss", "gradient": "gradient", "weight":
 class Training:
     """A training of the recipe in a store of its own."""
 
-    zygote: Zygote
-    folder: Path
+    place: Place
+    store: str
     step: str
     ranks: int
 
     def run(self, broken: Break | None) -> tuple[list[int], str]:
         """Exit codes of the ranks, and what they said: rank 0 as it goes, and one of all how it ended."""
-        before = {"log": str(self.folder / "log"), "broken": asdict(broken) if broken else None}
+        before = {"log": str(self.log), "broken": asdict(broken) if broken else None}
         trials: list[Trial] = start_ranks(
-            self.zygote, ["run", "numbers.yaml", self.step], self.folder, self.ranks,
+            self.place.zygote, self.place.command(self.store, self.step), self.place.folder, self.ranks,
             prelude=("faults.broken_numbers:break_numbers", before),
         )  # fmt: skip
         return [trial.wait() for trial in trials], "".join(trial.said for trial in trials)
 
     @property
+    def folder(self) -> Path:
+        """The store."""
+        return self.place.folder / self.store
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
     def seen(self) -> list[dict[str, Any]]:
         """What all ranks saw, each in order."""
-        return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def only(self, seen: str, rank: int) -> list[dict[str, Any]]:
         return [one for one in self.seen if one["seen"] == seen and one["rank"] == rank]
@@ -89,34 +96,29 @@ class Training:
     @property
     def files(self) -> dict[str, bytes]:
         """The files that were published, by name."""
-        stage = {"pretrained": "pretrain", "tuned": "finetune"}[self.step]
-        (files,) = (self.folder / "artifacts" / "builds" / stage).glob("*/*/files")
-        return {path.name: path.read_bytes() for path in files.iterdir()}
+        return self.place.files(self.store, {"pretrained": "pretrain", "tuned": "finetune"}[self.step])
 
     @property
     def published(self) -> list[Path]:
-        return [*(self.folder / "artifacts" / "builds").glob("*/*/*/files/*.safetensors")]
+        return [*self.folder.glob("builds/*/*/*/files/*.safetensors")]
 
     @property
     def kept(self) -> Path:
-        (place,) = (self.folder / "artifacts" / "work").glob("*/*/not-finite")
+        (place,) = self.folder.glob("work/*/*/not-finite")
         return place
 
 
-class Start:
-    """A store with the images, which every training has a copy of."""
+class Start(Place):
+    """Where trainings begin."""
 
-    def __init__(self, zygote: Zygote, folder: Path):
-        self.zygote, self.folder, self._count = zygote, folder, 0
+    def __init__(self, zygote: Zygote, folder: Path, digits: Path):
+        super().__init__(zygote, folder, RECIPE, digits)
+        self._count = 0
         self._unbroken: dict[tuple[str, int], dict[str, bytes]] = {}
-        (folder / "numbers.yaml").write_text(RECIPE)
-        assert zygote.run(["run", "numbers.yaml", "shards", "views"], folder)[0] == 0
 
     def training(self, step: str, ranks: int) -> Training:
         self._count += 1
-        place = self.folder.with_name(f"{self.folder.name}-{self._count}")
-        shutil.copytree(self.folder, place)
-        return Training(self.zygote, place, step, ranks)
+        return Training(self, self.new(str(self._count)), step, ranks)
 
     def unbroken(self, step: str, ranks: int) -> dict[str, bytes]:
         """The files of a training in which nothing breaks."""
@@ -128,8 +130,8 @@ class Start:
 
 
 @pytest.fixture(scope="module")
-def start(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    return Start(zygote, tmp_path_factory.mktemp("numbers"))
+def start(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Start:
+    return Start(zygote, tmp_path_factory.mktemp("numbers"), digits)
 
 
 def trials(is_whole: bool) -> Iterator[tuple[str, int, Break]]:
@@ -278,4 +280,4 @@ def test_without_a_checkpoint_it_stops_at_once(start: Start) -> None:
     codes, said = training.run(Break("images", "inf", 0, [*range(STEPS)]))
     assert codes == [8], said
     assert said.splitlines()[-1].endswith("4 in a row, and no checkpoint was written yet")
-    assert not [*(training.folder / "artifacts").glob("work/*/*/checkpoints/step-*")]
+    assert not [*training.folder.glob("work/*/*/checkpoints/step-*")]

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import threading
 import time
@@ -12,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from faults.broken_numbers import wrap
-from faults.processes_seen import descendants, is_alive, wait_until
+from faults.places import DIGITS, Place
+from faults.preludes import wrap
+from faults.processes_seen import descendants, is_alive, state_of, wait_until
 from faults.ranks_of_trials import fork_the_ranks, start_ranks
 from faults.tally import Tally
 from faults.zygote import Trial, Zygote
-from pipeline import checkpoint
+from pipeline import checkpoint, failpoints
 from stages.images.loader import BatchLoader
 
 SEED = 20_262
@@ -26,9 +26,7 @@ TIMEOUT = 3.0
 """$SIMCLR_RANK_TIMEOUT of the trials in which a rank hangs."""
 RECIPE = f"""
 name: lost
-steps:
-  shards: {{stage: shard, source: "sklearn:digits"}}
-  views: {{stage: augment, shards: shards, preset: text, image_size: 8, contact_sheet_images: 1}}
+steps:{DIGITS}
   simclr:
     stage: pretrain
     shards: shards
@@ -50,8 +48,9 @@ class Loss:
         ranks: of the command.
         victim: which of them.
         number: SIGKILL, or SIGSTOP.
-        step: counted from 0, in which it happens; in the checkpoint after it, if `saving`.
+        step: counted from 0, in which it happens.
         delay: seconds after the step's beginning.
+        saving: it happens in the middle of the checkpoint before that step instead.
         launcher: ours, or another that announces the ranks and looks after none of them.
     """
 
@@ -83,29 +82,23 @@ def lose_a_rank(loss: dict[str, Any]) -> None:
 
     def save(original: Any, folder: Path, step: int, *more: Any) -> Any:
         if step == one.step and one.saving:
-            go()
+            failpoints.arm(f"checkpoint.tensors:1{':stop' if one.number == signal.SIGSTOP else ''}")
         return original(folder, step, *more)
 
     wrap(BatchLoader, "load", load)
     wrap(checkpoint, "save", save)
 
 
-class Place:
-    """A store with the images, and trainings beside it."""
+class Ranks(Place):
+    """Where ranks are lost."""
 
-    def __init__(self, zygote: Zygote, folder: Path):
-        self.zygote, self.folder = zygote, folder
-        (folder / "lost.yaml").write_text(RECIPE)
-        assert zygote.run(["run", "lost.yaml", "shards", "views"], folder)[0] == 0
+    def __init__(self, zygote: Zygote, folder: Path, digits: Path):
+        super().__init__(zygote, folder, RECIPE, digits)
         self._whole: dict[int, dict[str, bytes]] = {}
-
-    def new(self, store: str) -> str:
-        shutil.copytree(self.folder / "artifacts", self.folder / store)
-        return store
 
     def start(self, store: str, loss: Loss) -> list[Trial]:
         """The commands: one, which launches the ranks itself, or one a rank."""
-        command = ["run", "lost.yaml", "--store", store]
+        command = self.command(store)
         timeout = TIMEOUT if loss.number == signal.SIGSTOP else 60.0
         before = ("faults.test_rank_lost:lose_a_rank", {"loss": vars(loss)})
         if loss.launcher != "ours":
@@ -113,10 +106,6 @@ class Place:
         command += ["--processes", str(loss.ranks)]
         environment = {"SIMCLR_RANK_TIMEOUT": str(timeout)}
         return [self.zygote.start(command, self.folder, environment=environment, prelude=before)]
-
-    def files(self, store: str) -> dict[str, bytes]:
-        (files,) = (self.folder / store / "builds" / "pretrain").glob("*/*/files")
-        return {path.name: path.read_bytes() for path in files.iterdir()}
 
     def whole(self, ranks: int) -> dict[str, bytes]:
         """The files of a training of which no rank is lost."""
@@ -129,8 +118,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(zygote, tmp_path_factory.mktemp("lost"))
+def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Ranks:
+    return Ranks(zygote, tmp_path_factory.mktemp("lost"), digits)
 
 
 def losses(is_whole: bool) -> list[Loss]:
@@ -142,21 +131,14 @@ def losses(is_whole: bool) -> list[Loss]:
                 for victim in range(ranks):
                     step, delay = draws.randrange(1, STEPS - 1), draws.uniform(0, 0.1)
                     found.append(Loss(ranks, victim, number, step, delay, launcher=launcher))
-                found.append(Loss(ranks, 0, number, EVERY, saving=True, launcher=launcher))
+                found.append(Loss(ranks, 0, number, 2 * EVERY, saving=True, launcher=launcher))
     return found if is_whole else [found[1], found[9]]  # rank 1 killed; rank 0 stopped while it saves
 
 
 def end_of(loss: Loss, trials: list[Trial], processes: list[int]) -> tuple[int, str, float]:
     """Exit code of all, what they said, and how long it took from the loss of the rank on."""
     victim = processes[loss.victim]
-
-    def is_lost() -> bool:
-        try:
-            return Path(f"/proc/{victim}/stat").read_text().rsplit(")", 1)[1].split()[0] in "TZX"
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-
-    wait_until(is_lost, 60, str(trials[0].output))
+    wait_until(lambda: state_of(victim) in ("", "T", "Z", "X"), 60, str(trials[0].output))
     started = time.monotonic()
     others = trials if loss.launcher == "ours" else [one for one in trials if one.pid != victim]
     codes = {one.wait(60) for one in others}
@@ -166,7 +148,7 @@ def end_of(loss: Loss, trials: list[Trial], processes: list[int]) -> tuple[int, 
     return codes.pop(), said, seconds
 
 
-def test_a_rank_is_lost(place: Place, is_whole: bool, tally: Tally) -> None:
+def test_a_rank_is_lost(place: Ranks, is_whole: bool, tally: Tally) -> None:
     longest: dict[str, list[float]] = {}
     for count, loss in enumerate(losses(is_whole)):
         store = place.new(f"lost-{count}")
@@ -187,6 +169,8 @@ def test_a_rank_is_lost(place: Place, is_whole: bool, tally: Tally) -> None:
         told = [line for line in said.splitlines() if line.startswith("simclr: ")]
         assert told, where
         wait_until(lambda: not any(is_alive(one) for one in processes), 10, f"a rank is left; {where}")  # noqa: B023
+        if loss.saving:
+            assert [*(place.folder / store).glob("work/*/*/checkpoints/.private-*")], f"no save was cut; {where}"
         again = place.start(store, Loss(loss.ranks, 0, signal.SIGKILL, STEPS + 1, launcher=loss.launcher))
         for trial in again:
             assert trial.wait(120) == 0, trial.said

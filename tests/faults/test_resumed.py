@@ -27,7 +27,7 @@ from faults.zygote import WAIT, Trial, Zygote
 pytestmark = pytest.mark.xdist_group("kills")
 
 SEED = 3
-KILLS, STEPS_OF_EPOCH = 10, 30
+KILLS, KILLS_OF_PART, STEPS_OF_EPOCH = 10, 3, 30
 EDGES = {
     "the first step": 1,
     "within warm-up": 3,
@@ -55,13 +55,13 @@ def test_ten_kills_within_an_epoch_repeat_no_sample_and_leave_out_none(
     assert len(expected) == STEPS_OF_EPOCH
     assert sorted(chain.from_iterable(expected)) == [*range(2 * STEPS_OF_EPOCH)], "an epoch has each sample once"
 
-    rounds, faults, kills = (3 if is_whole else 1), [], 0
+    rounds, kills, faults = (3, KILLS, []) if is_whole else (1, KILLS_OF_PART, [])
     for number in range(rounds):
         numbers = random.Random(f"{SEED} {number}")
         store = small.store_before("simclr", "epoch-killed")
         log = store / "samples"
         processes = []
-        for _ in range(KILLS):
+        for _ in range(kills):
             trial = zygote.start([*run_of("simclr", store), *settings], small.folder, prelude=("log_samples", str(log)))
             # Far enough that ten of them fit into the epoch, and to some moment within the step that follows.
             _wait_for_steps(trial, log, numbers.randint(1, INTERVAL + 1))
@@ -71,16 +71,15 @@ def test_ten_kills_within_an_epoch_repeat_no_sample_and_leave_out_none(
             processes.append(trial.pid)
         trial = zygote.start([*run_of("simclr", store), *settings], small.folder, prelude=("log_samples", str(log)))
         assert trial.wait() == 0, trial.said
-        kills += len(processes)
         found = _faults_of_samples(expected, read_samples(log), [*processes, trial.pid])
         if contents(store) != contents(whole):
             found.append("the artifacts differ")
         attempts = record(store, "pretrain")["attempts"]
-        if [one["ended"] for one in attempts] != ["killed"] * KILLS + ["finished"]:
+        if [one["ended"] for one in attempts] != ["killed"] * kills + ["finished"]:
             found.append(f"the record has attempts {attempts}")
         faults += [f"seed {SEED}, round {number}: {fault}" for fault in found]
         shutil.rmtree(store)
-    tally.add("kill-epoch", tried=rounds, held=rounds - len(faults), note=f"epochs with {KILLS} kills")
+    tally.add("kill-epoch", tried=rounds, held=rounds - len(faults), note=f"epochs with {kills} kills")
     assert not faults, "\n".join(faults)
 
 

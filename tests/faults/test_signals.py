@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.processes_seen import wait_until_stopped
 from faults.small import STAGE_OF, STEPS_OF_TRAINING, TRAINED, Small, contents, read_samples, record, run_of
 from faults.tally import Tally
 from faults.zygote import WAIT, Trial, Zygote
@@ -134,7 +135,7 @@ def _start_and_send(
     if place == "training":
         _wait_for(trial, lambda: len(read_samples(log)) >= steps)
         trial.send(signal.SIGSTOP)
-    assert _is_stopped(trial), f"it ended with {trial.code} before it was stopped: {trial.said}"
+    wait_until_stopped(trial)
     done = len(read_samples(log))
     trial.send(number)
     os.kill(trial.pid, signal.SIGCONT)
@@ -155,12 +156,3 @@ def _faults_of_end(trial: Trial, number: signal.Signals, *, is_twice: bool) -> l
 def _wait_for(trial: Trial, is_so: Callable[[], bool]) -> None:
     while trial.is_running() and not is_so():
         time.sleep(WAIT)
-
-
-def _is_stopped(trial: Trial) -> bool:
-    """Wait until it has stopped; False if it ended instead."""
-    while trial.is_running():
-        if Path(f"/proc/{trial.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-            return True
-        time.sleep(WAIT)
-    return False

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from faults.broken_numbers import wrap
+from faults.places import DIGITS, Place
+from faults.preludes import wrap
 from faults.ranks_of_trials import start_ranks
 from faults.tally import Tally
 from faults.zygote import Zygote
@@ -24,9 +24,7 @@ from stages.views import Views
 STEPS, BATCH = 10, 64
 RECIPE = f"""
 name: sizes
-steps:
-  shards: {{stage: shard, source: "sklearn:digits"}}
-  views: {{stage: augment, shards: shards, preset: text, image_size: 8, contact_sheet_images: 1}}
+steps:{DIGITS}
   pretrained:
     stage: pretrain
     shards: shards
@@ -129,23 +127,14 @@ def logged(path: Path, ranks: int) -> dict[int, tuple[list[int], float]]:
     return found
 
 
-class Place:
-    """A store with the images, and trainings beside it."""
-
-    def __init__(self, zygote: Zygote, folder: Path):
-        self.zygote, self.folder = zygote, folder
-        (folder / "sizes.yaml").write_text(RECIPE)
-        assert zygote.run(["run", "sizes.yaml", "shards", "views"], folder)[0] == 0
-
-    def new(self, store: str) -> str:
-        shutil.copytree(self.folder / "artifacts", self.folder / store)
-        return store
+class Sizes(Place):
+    """Where trainings go on with others."""
 
     def run(self, store: str, step: str, dtype: str, one: Attempt, *more: str) -> tuple[Path, list[int], str]:
         """The log, exit codes, and what was said."""
         log = self.folder / f"{store}-{len([*self.folder.glob(f'{store}-*.log')])}.log"
         before = {"log": str(log), "dtype": dtype, "stop_at": one.stop_at, "stopped": one.stopped, "number": one.number}
-        command = ["run", "sizes.yaml", step, "--store", store, "--set", f"{step}.workers={one.workers}", *more]
+        command = self.command(store, step, "--set", f"{step}.workers={one.workers}", *more)
         trials = start_ranks(
             self.zygote, command, self.folder, one.ranks, prelude=("faults.test_world_size:watch", before)
         )
@@ -153,11 +142,11 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(zygote, tmp_path_factory.mktemp("sizes"))
+def place(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Sizes:
+    return Sizes(zygote, tmp_path_factory.mktemp("sizes"), RECIPE, digits)
 
 
-def test_other_numbers_of_processes_go_on_with_the_same_batches(place: Place, is_whole: bool, tally: Tally) -> None:
+def test_other_numbers_of_processes_go_on_with_the_same_batches(place: Sizes, is_whole: bool, tally: Tally) -> None:
     cases = [(step, dtype) for step in ("pretrained", "tuned") for dtype in LARGEST]
     for step, dtype in cases if is_whole else [("pretrained", "float64")]:
         store = f"{step}-{dtype}"
@@ -186,7 +175,7 @@ def test_other_numbers_of_processes_go_on_with_the_same_batches(place: Place, is
         tally.add("world-size", tried=len(ATTEMPTS) - 1, held=len(ATTEMPTS) - 1, note=note)
 
 
-def test_another_global_batch_is_another_recipe(place: Place, tally: Tally) -> None:
+def test_another_global_batch_is_another_recipe(place: Sizes, tally: Tally) -> None:
     """What began goes on only with its own batch; another begins anew, and it is said what changed."""
     store = place.new("other")
     assert place.run(store, "tuned", "float32", Attempt(1, 1, 3))[1] == [143]
