@@ -110,7 +110,7 @@ def test_a_gc_on_another_machine_counts_for_a_time(store: Store, age: float, mon
             assert used.resolve("train").label == "v1"
 
 
-def test_a_time_to_come_counts_for_nothing(store: Store) -> None:
+def test_a_time_to_come_counts_for_as_long_as_one_that_is_past(store: Store) -> None:
     record = make(store, "old")
     in_use, condemned = store.path / "in_use" / "elsewhere-1-2-3", store.path / "condemned" / "elsewhere-1-2-4.json"
     in_use.mkdir(parents=True)
@@ -123,8 +123,10 @@ def test_a_time_to_come_counts_for_nothing(store: Store) -> None:
     assert uses.left_condemned(store.path) == {}
     for path in (in_use, condemned):
         os.utime(path, (time.time() + 3600, time.time() + 3600))
-    assert uses.claims(store.path) == {}
+    assert uses.claims(store.path) == {"elsewhere-1-2": {("train", record.digest)}}, "rather too much than too little"
     assert uses.left_condemned(store.path) == {condemned: {("train", record.digest)}}
+    os.utime(in_use, (time.time() + 31 * 86400, time.time() + 31 * 86400))
+    assert uses.claims(store.path) == {}
     assert len(run_gc(store).moved) == 1
 
 
