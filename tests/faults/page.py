@@ -35,7 +35,7 @@ ROWS = {
         "SIGKILL in any stage",
         "the same command finishes; all files equal those of an uninterrupted run; at most one checkpoint interval of "
         "training is done again",
-        {"at every failpoint": 350, "at a random time": 450},
+        {"at every failpoint": 300, "at a random time": 450},
     ),
     "kill-save": Row(
         "SIGKILL while a checkpoint is written, read back, or an older one deleted",

@@ -16,7 +16,8 @@ def test_accelerate_under_the_same_faults(tmp_path: Path, tally: Tally) -> None:
         assert counts["tried"] == counts["error"] + counts["same"] + counts["other"] > 0
         tried = counts["tried"]
         if kind == "disk full":
-            note = f"{counts['error']} times the latest did not load, {counts['other']} times with other values"
+            note = f"(all were kept): the latest did not load {counts['error']} times, and had other values"
+            note += f" {counts['other']} times"
             tally.add("disk-full", subject="accelerate", tried=tried, held=counts["same"], note=note)
         else:
             note = f"{kind}; {counts['other']} loaded other values without a word; none fell back to an older one"
