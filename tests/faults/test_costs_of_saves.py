@@ -182,9 +182,14 @@ def test_hashes_take_little_of_a_stage(
     for step in ("views", "simclr", "features"):
         shares[step] = _shares(Path("store-0"), recipe, step)
     assert max(hashing for hashing, _ in shares.values()) <= LARGEST_SHARE, shares
+    assert max(shares[step][1] for step in ("simclr", "features")) <= LARGEST_SHARE, shares
+    # Held is what holds with reading as well: of sharding small images, whose files are opened for their hash alone, it
+    # does not.
+    held = sum(reading_too <= LARGEST_SHARE for _, reading_too in shares.values())
     parts = [f"{step} {hashing:.2%} ({reading_too:.2%})" for step, (hashing, reading_too) in shares.items()]
-    note = f"{count:,} images of 32 pixels: {', '.join(parts)}; in brackets with reading the files for that"
-    tally.add("cost-hash", tried=len(shares), held=len(shares), note=note)
+    note = f"{count:,} images of 32 pixels: {', '.join(parts)}; in brackets with opening and reading the files for that"
+    note += f", which is within the limit in {held} of {len(shares)} stages"
+    tally.add("cost-hash", tried=len(shares), held=held, note=note)
 
 
 def _shares(store: Path, recipe: Recipe, step: str) -> tuple[float, float]:
